@@ -1,0 +1,1 @@
+"""What was said, and that it was not changed: events, their canonical bytes, the log and its Merkle tree."""

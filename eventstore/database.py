@@ -1,0 +1,226 @@
+"""The one place that opens SQLite.
+
+POSIX locks drop when any descriptor of a file closes in the same process: two SQLite libraries, or a plain
+open().close() of a -shm file, have lost an acknowledged row. So a serving process opens no database, -wal or
+-shm file but here, and this module picks one library for all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from sqlite_utils import Database
+
+from eventstore.errors import OutcomeUnknown
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from sqlite_utils.migrations import Migrations
+else:
+    try:
+        import pysqlite3 as sqlite3
+    except ImportError:
+        import sqlite3
+
+Connection: TypeAlias = sqlite3.Connection
+Error = sqlite3.Error
+DatabaseError = sqlite3.DatabaseError
+IntegrityError = sqlite3.IntegrityError
+OperationalError = sqlite3.OperationalError
+
+Access: TypeAlias = Literal["create", "write", "read"]
+Synchronous: TypeAlias = Literal["FULL", "NORMAL", "OFF"]
+
+sqlite_version: Final[str] = sqlite3.sqlite_version
+
+BUSY_TIMEOUT_MS: Final = 5_000
+# A longer WAL is cut back when it is next reset, so that one large batch does not hold its space for ever.
+WAL_SIZE_MAX_BYTES: Final = 64 * 1024 * 1024
+
+_log = logging.getLogger(__name__)
+_warned: set[str] = set()
+
+# Primary result codes, https://www.sqlite.org/rescode.html; older libraries export no names for them.
+_CODE_CANTOPEN = 14
+_CODE_CORRUPT = 11
+_CODE_FULL = 13
+_CODE_INTERRUPT = 9
+_CODE_NOT_A_DATABASE = 26
+
+
+def connect(
+    path: Path, *, access: Access, synchronous: Synchronous, cached_statements: int = 256
+) -> Connection:
+    """A connection in autocommit mode: transactions are the caller's, see `transaction`.
+
+    create: the file may be absent, and is then created with a write-ahead log. read: nothing can be written,
+    and a writer may be at work meanwhile, also in another process. One thread at a time may use it.
+    Raises Error, also for a file that is no database.
+    """
+    _warn_of_wal_reset_bug()
+    mode = {"create": "rwc", "write": "rw", "read": "ro"}[access]
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        timeout=BUSY_TIMEOUT_MS / 1000,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=cached_statements,
+    )
+    try:
+        _configure(connection, access, synchronous)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _configure(connection: Connection, access: Access, synchronous: Synchronous) -> None:
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA foreign_keys = OFF")
+    if access == "read":
+        connection.execute("PRAGMA query_only = ON")
+        # The first read is what finds out that a file is no database.
+        connection.execute("PRAGMA schema_version").fetchone()
+        return
+    # Only where it is not so already, since setting it needs a lock that a reader beside us may deny.
+    if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise OperationalError(f"the file system allows no write-ahead log: journal mode is {mode}")
+    # A PRAGMA takes no parameters; both values are constants of this module.
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
+    connection.execute(f"PRAGMA journal_size_limit = {WAL_SIZE_MAX_BYTES}")
+
+
+@contextmanager
+def transaction(connection: Connection) -> Iterator[None]:
+    """A write transaction: COMMIT at the end, ROLLBACK on any error inside, which goes on to the caller.
+
+    BEGIN IMMEDIATE, since a deferred one that reads and then writes fails at once with BUSY_SNAPSHOT.
+    Raises OutcomeUnknown for an error of COMMIT itself: close the connection, open another one and look.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        roll_back(connection)
+        raise
+    commit(connection)
+
+
+def commit(connection: Connection) -> None:
+    """Sends COMMIT. Raises OutcomeUnknown for its error, after which only closing the connection is safe."""
+    try:
+        connection.execute("COMMIT")
+    except Error as error:
+        raise OutcomeUnknown(f"COMMIT failed: {error}", is_full(error)) from error
+
+
+def roll_back(connection: Connection) -> None:
+    """Ends a transaction without a trace, also one that SQLite has rolled back by itself."""
+    if not connection.in_transaction:
+        return
+    try:
+        connection.execute("ROLLBACK")
+    except Error as error:
+        # Nothing of it reaches the file without a COMMIT; closing the connection rolls back again.
+        _log.warning("rollback failed", extra={"error": str(error)})
+
+
+def migrate(
+    connection: Connection,
+    migrations: Migrations,
+    *,
+    application_id: int | None = None,
+    user_version: int | None = None,
+) -> None:
+    """Applies what is pending and marks the file, in one transaction: a crash leaves all of it or nothing."""
+    database = Database(connection, recursive_triggers=False, execute_plugins=False)
+    with transaction(connection):
+        # sqlite-utils sees the open transaction and uses savepoints inside it.
+        migrations.apply(database)
+        if application_id is not None:
+            connection.execute(f"PRAGMA application_id = {application_id:d}")
+        if user_version is not None:
+            connection.execute(f"PRAGMA user_version = {user_version:d}")
+
+
+def file_marks(connection: Connection) -> tuple[int, int]:
+    """The application_id and the user_version in a file's header; both 0 in a new one."""
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (user_version,) = connection.execute("PRAGMA user_version").fetchone()
+    return application_id, user_version
+
+
+def is_empty(connection: Connection) -> bool:
+    """Whether a database has no table or other object yet."""
+    (count,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    return bool(count == 0)
+
+
+def checkpoint_truncate(connection: Connection) -> bool:
+    """Moves the write-ahead log into the database and empties it; False where that was not possible in full.
+
+    A reader in the way, and a failed write, show only in the result: what is committed stays committed.
+    """
+    try:
+        busy, frames, moved = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except Error as error:
+        _log.warning("checkpoint failed", extra={"error": str(error)})
+        return False
+    return bool(busy == 0 and frames == moved)
+
+
+def fsync_directory(directory: Path) -> None:
+    """Makes the names in a folder durable: a new file's own fsync does not."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that there is no room left."""
+    return _code(error) == _CODE_FULL
+
+
+def is_corrupt(error: BaseException) -> bool:
+    """Whether an error says that stored bytes are not what SQLite wrote."""
+    return _code(error) in (_CODE_CORRUPT, _CODE_NOT_A_DATABASE)
+
+
+def is_foreign(error: BaseException) -> bool:
+    """Whether an error says that a file is no database at all."""
+    return _code(error) == _CODE_NOT_A_DATABASE
+
+
+def is_interrupted(error: BaseException) -> bool:
+    """Whether an error is that of Connection.interrupt."""
+    return _code(error) == _CODE_INTERRUPT
+
+
+def has_wal_reset_bug(version: str = sqlite_version) -> bool:
+    """Whether a version of SQLite can corrupt a database in WAL mode: up to 3.51.2."""
+    return tuple(int(part) for part in version.split(".")) <= (3, 51, 2)
+
+
+def _code(error: BaseException) -> int:
+    """The primary result code of an error, 0 if it has none."""
+    return int(getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
+
+
+def _warn_of_wal_reset_bug() -> None:
+    if has_wal_reset_bug() and sqlite_version not in _warned:
+        _warned.add(sqlite_version)
+        _log.warning(
+            "this SQLite can corrupt a database when its write-ahead log is reset: use 3.51.3 or later",
+            extra={"sqlite_version": sqlite_version},
+        )

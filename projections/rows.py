@@ -1,0 +1,68 @@
+"""Rows and the state inside them: packed, and checked when read."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+import msgpack
+
+from eventstore.database import Connection
+
+from .domain.command import Image, Operation, Source
+
+IMAGE_VERSION = "SELECT state, state_crc FROM image WHERE since = ?"
+SOURCE_VERSION = "SELECT state, state_crc FROM source WHERE since = ?"
+
+
+class RowDamaged(Exception):
+    """A stored row that is not what was written. The log still has the truth."""
+
+    def __init__(self, *, table: str, position: int) -> None:
+        super().__init__(
+            f"the projection's row of table {table} at position {position} is damaged:"
+            " stop the server and run `imageledger rebuild`"
+        )
+        self.table = table
+        self.position = position
+
+
+def pack(state: Image | Operation | Source) -> bytes:
+    """Canonical msgpack: the state's keys are in byte order by construction."""
+    return cast("bytes", msgpack.packb(state))
+
+
+def crc(payload: bytes, since: int) -> int:
+    """CRC-32 of a payload in the row of this position, so that swapped rows differ, too."""
+    return zlib.crc32(payload, since & 0xFFFFFFFF)
+
+
+def checked(payload: bytes, stored_crc: int, *, table: str, since: int) -> bytes:
+    if zlib.crc32(payload, since & 0xFFFFFFFF) != stored_crc:
+        raise RowDamaged(table=table, position=since)
+    return payload
+
+
+def unpack(payload: bytes, stored_crc: int, *, table: str, since: int) -> Mapping[str, Any]:
+    """The state in a row. Raises RowDamaged."""
+    if zlib.crc32(payload, since & 0xFFFFFFFF) != stored_crc:
+        raise RowDamaged(table=table, position=since)
+    return cast("Mapping[str, Any]", msgpack.unpackb(payload))
+
+
+class OperationView(NamedTuple):
+    """An operation, and what its last event left: the image or source version, or None."""
+
+    operation: Operation
+    result: Image | Source | None
+
+
+def left_by(connection: Connection, operation: Operation) -> Image | Source | None:
+    """The version that an operation's last event made, if it made one. Raises RowDamaged."""
+    since = operation["last"]
+    for table, sql in (("image", IMAGE_VERSION), ("source", SOURCE_VERSION)):
+        row = connection.execute(sql, (since,)).fetchone()
+        if row is not None:
+            return cast("Image | Source", unpack(row[0], row[1], table=table, since=since))
+    return None

@@ -1,0 +1,144 @@
+"""One call: what its metadata says, and what goes back beside the answer."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from grpc import StatusCode
+
+from projections.domain.command import Asked
+from server.status import CallRefused
+
+REQUEST_ID = re.compile(r"[\x20-\x7e]{1,64}")
+REASON_MAX = 256
+DEADLINE_S_MAX = 3600.0
+
+ServicerContext = Any  # grpc.aio's context; its stubs know no type that fits both kinds of handler.
+
+
+class Call:
+    """The metadata of one call, read once, and the identity behind it."""
+
+    __slots__ = (
+        "_early",
+        "_sent_initial",
+        "actor",
+        "context",
+        "initial",
+        "metadata",
+        "method",
+        "position",
+        "request_id",
+        "trace_id",
+        "trailing",
+    )
+
+    def __init__(self, method: str, context: ServicerContext) -> None:
+        self.method = method
+        self.context = context
+        self.metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
+        self.actor = ""
+        self.position: int | None = None
+        self.initial: list[tuple[str, str]] = []
+        self.trailing: list[tuple[str, str]] = []
+        self._sent_initial = False
+        asked = self._text_id("x-client-request-id") or self._text_id("x-request-id")
+        traced = self._text_id("x-client-trace-id")
+        self.request_id = asked or str(uuid.uuid4())
+        self.trace_id = traced or self.request_id
+        self._early = asked is not None or traced is not None
+
+    def _text_id(self, key: str) -> str | None:
+        value = self.metadata.get(key)
+        return value if isinstance(value, str) and REQUEST_ID.fullmatch(value) else None
+
+    def text(self, key: str) -> str | None:
+        """A header's text, None where it was not sent."""
+        value = self.metadata.get(key)
+        return value if isinstance(value, str) else None
+
+    def bearer(self) -> str:
+        """The token of the authorization header. Raises CallRefused."""
+        kind, _, token = (self.text("authorization") or "").partition(" ")
+        token = token.strip()
+        if kind.lower() != "bearer" or not token:
+            raise CallRefused(
+                StatusCode.UNAUTHENTICATED,
+                "The token is invalid: send the metadata `authorization: Bearer <token>`",
+                reason="TOKEN_MISSING",
+            )
+        return token
+
+    def deadline(self) -> float:
+        """When the caller stops waiting, on the monotonic clock in seconds."""
+        remaining = self.context.time_remaining()
+        return time.monotonic() + (DEADLINE_S_MAX if remaining is None else min(remaining, DEADLINE_S_MAX))
+
+    async def send_initial(self) -> None:
+        """Send the initial metadata if there is any; a caller without ids is spared the extra batch."""
+        if self._sent_initial or not (self._early or self.initial):
+            return
+        self._sent_initial = True
+        ids = self._ids() if self._early else []
+        await self.context.send_initial_metadata((*ids, *self.initial))
+
+    def closing(self) -> tuple[tuple[str, str | bytes], ...]:
+        """The trailing metadata of every answer."""
+        position = [] if self.position is None else [("x-log-position", str(self.position))]
+        return (*self._ids(), *position, *self.trailing)
+
+    def _ids(self) -> list[tuple[str, str]]:
+        return [("x-request-id", self.request_id), ("x-server-trace-id", self.trace_id)]
+
+    def asked(self, *, operation_id: str, fingerprint: Callable[[], bytes] | None = None) -> Asked:
+        """Who asks for what, for a command. `fingerprint` hashes the request, if a key was sent.
+
+        Raises CallRefused for a malformed key or reason.
+        """
+        key = None if fingerprint is None else self._idempotency_key()
+        return Asked(
+            actor=self.actor,
+            auth="dev",
+            request_id=self.request_id,
+            operation_id=operation_id,
+            method=self.method,
+            key=key,
+            request=None if fingerprint is None or key is None else fingerprint(),
+            reason=self._reason(),
+        )
+
+    def _idempotency_key(self) -> str | None:
+        text = self.text("idempotency-key")
+        if text is None:
+            return None
+        try:
+            key = str(uuid.UUID(text))
+        except ValueError:
+            key = ""
+        if key != text.lower():
+            raise _refused("idempotency-key", "Idempotency-Key must be a UUID, like " + str(uuid.UUID(int=1)))
+        return key
+
+    def _reason(self) -> str | None:
+        raw = self.metadata.get("x-change-reason-bin")
+        text = self.text("x-change-reason")
+        if isinstance(raw, bytes):
+            try:
+                text = raw.decode()
+            except UnicodeDecodeError:
+                raise _refused("x-change-reason-bin", "x-change-reason-bin must be UTF-8 text") from None
+        elif text is not None and not (text.isascii() and text.isprintable()):
+            raise _refused("x-change-reason", "x-change-reason must be printable ASCII; send -bin for more")
+        if text is not None and len(text) > REASON_MAX:
+            raise _refused(
+                "x-change-reason", f"The reason has {len(text)} characters; at most {REASON_MAX} are kept"
+            )
+        return text or None
+
+
+def _refused(field: str, message: str) -> CallRefused:
+    return CallRefused(StatusCode.INVALID_ARGUMENT, message, reason="HEADER_INVALID", field=field)

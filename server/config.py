@@ -1,0 +1,56 @@
+"""What the server is told at start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+
+class ConfigInvalid(Exception):
+    """A start that is refused before anything is touched. The text names option, rule and remedy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The options of `serve`. `listen` and `advertise` are HOST:PORT; port 0 takes a free one."""
+
+    data: Path
+    listen: str
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    insecure: bool = False
+    advertise: str | None = None
+    allow_source: tuple[str, ...] = ()
+    accept_clock: bool = False
+    in_flight_max: int = 2048
+
+    def check(self) -> None:
+        """Raises ConfigInvalid."""
+        host, _ = split_address(self.listen, option="--listen")
+        if self.advertise is not None:
+            split_address(self.advertise, option="--advertise")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ConfigInvalid("--tls-cert and --tls-key belong together: give both or neither")
+        if self.tls_cert is None and not self.insecure and not is_loopback(host):
+            raise ConfigInvalid(
+                f"--listen {self.listen} is beyond loopback and there is no TLS:"
+                " give --tls-cert and --tls-key, or accept plain text with --insecure"
+            )
+
+
+def split_address(address: str, *, option: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT or [IPV6]:PORT. Raises ConfigInvalid."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+        raise ConfigInvalid(f"{option} {address!r} must be HOST:PORT, like 127.0.0.1:50051 or [::1]:50051")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

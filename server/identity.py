@@ -1,0 +1,169 @@
+"""Who asks. In development mode every token is accepted and names its subject; none is ever stored."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from eventstore.database import fsync_directory
+
+PREFIX = "il1."
+LIFETIME_NS = 12 * 3600 * 1_000_000_000
+KEY_FILE = "token.key"
+REVOKED_FILE = "tokens.revoked"
+KEY_BYTES = 32
+SUBJECT = re.compile(r"[\x20-\x7e]{1,50}")
+SUBJECTS_KEPT_MAX = 4096
+
+
+class TokenRefused(Exception):
+    """The text never holds the token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A token of ours, and when it ends, in nanoseconds since the epoch."""
+
+    token: str
+    expires_at: int
+
+
+class Tokens:
+    """Issues, reads and revokes tokens signed with the data directory's own key."""
+
+    def __init__(self, key: bytes, *, revoked_path: Path, clock: Callable[[], int]) -> None:
+        self._key = key
+        self._revoked_path = revoked_path
+        self._clock = clock
+        self._revoked = _read_revoked(revoked_path)
+        self._subjects: dict[str, str] = {}
+
+    def issue(self, subject: str) -> Issued:
+        expires_at = self._clock() + LIFETIME_NS
+        payload = msgpack.packb([subject, expires_at, secrets.token_bytes(8)])
+        return Issued(f"{PREFIX}{_text(payload)}.{_text(self._sign(payload))}", expires_at)
+
+    def subject(self, token: str) -> str:
+        """The subject that a bearer token names. Raises TokenRefused."""
+        if token.startswith(PREFIX):
+            return self._own(token)[0]
+        subject = self._subjects.get(token)
+        if subject is None:
+            if len(self._subjects) >= SUBJECTS_KEPT_MAX:
+                self._subjects.clear()
+            subject = self._subjects[token] = foreign_subject(token)
+        return subject
+
+    def revoke(self, token: str) -> str:
+        """The subject of a token of ours, which is refused from now on, also after a restart.
+
+        Raises TokenRefused.
+        """
+        subject, expires_at = self._own(token)
+        fingerprint = _fingerprint(token)
+        with self._revoked_path.open("a", encoding="ascii") as file:
+            file.write(f"{fingerprint} {expires_at}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._revoked.add(fingerprint)
+        return subject
+
+    def _own(self, token: str) -> tuple[str, int]:
+        try:
+            payload_text, signature_text = token.removeprefix(PREFIX).split(".")
+            payload, signature = _bytes(payload_text), _bytes(signature_text)
+        except (ValueError, binascii.Error):
+            raise TokenRefused("The token is invalid") from None
+        if not hmac.compare_digest(signature, self._sign(payload)) or _fingerprint(token) in self._revoked:
+            raise TokenRefused("The token is invalid")
+        subject, expires_at, _ = msgpack.unpackb(payload)
+        if self._clock() >= expires_at:
+            raise TokenRefused("The token has expired")
+        return subject, expires_at
+
+    def _sign(self, payload: bytes) -> bytes:
+        return hmac.digest(self._key, payload, "sha256")
+
+
+def foreign_subject(text: str) -> str:
+    """Whom a text that is no token of ours stands for: a JWT's issuer, else a name made of its hash."""
+    issuer = _jwt_issuer(text)
+    if issuer is not None and SUBJECT.fullmatch(issuer):
+        return issuer
+    return f"dev-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+
+
+def load_key(directory: Path) -> bytes:
+    """The directory's token key, made on first use with mode 0600. Raises ValueError for a damaged one."""
+    path = directory / KEY_FILE
+    try:
+        key = path.read_bytes()
+    except FileNotFoundError:
+        return _make_key(path)
+    if len(key) != KEY_BYTES:
+        raise ValueError(
+            f"{path} holds {len(key)} bytes, a token key has {KEY_BYTES}:"
+            " remove it to make a new one; tokens issued so far end with it"
+        )
+    return key
+
+
+def _make_key(path: Path) -> bytes:
+    key = secrets.token_bytes(KEY_BYTES)
+    draft = path.with_suffix(".new")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(key)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    fsync_directory(path.parent)
+    return key
+
+
+def _read_revoked(path: Path) -> set[str]:
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        return set()
+    return {line.split(" ")[0] for line in lines if line}
+
+
+def _fingerprint(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _jwt_issuer(text: str) -> str | None:
+    parts = text.split(".")
+    if len(parts) != 3:
+        return None
+    try:
+        header: Any = json.loads(_bytes(parts[0]))
+        claims: Any = json.loads(_bytes(parts[1]))
+    except (ValueError, binascii.Error, RecursionError):
+        return None
+    if not isinstance(header, dict) or "alg" not in header or not isinstance(claims, dict):
+        return None
+    issuer = claims.get("iss")
+    return issuer if isinstance(issuer, str) else None
+
+
+def _text(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)

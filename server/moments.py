@@ -1,0 +1,98 @@
+"""Which position a reading call is answered at: `x-as-of` and `x-min-position`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from grpc import StatusCode
+
+from eventstore.event import Position
+from eventstore.log import LogReader
+from projections.moments import AtPosition, format_time, parse_moment
+from projections.queries import Queries
+from server.call import Call
+from server.status import CallRefused
+from server.writer import Writer
+
+SETTLE_NS = 2_000_000_000
+POLL_S = 0.01
+WAIT_S_MAX = 5.0
+
+
+class Moments:
+    """Resolves moments to positions, so that an answer once given never changes."""
+
+    def __init__(self, log: LogReader, queries: Queries, writer: Writer, *, clock: Callable[[], int]) -> None:
+        self._log = log
+        self._queries = queries
+        self._writer = writer
+        self._clock = clock
+
+    async def position(self, call: Call) -> int | None:
+        """The position that the call asks as of; None is now. Raises CallRefused, MomentInvalid."""
+        metadata = call.metadata
+        if "x-min-position" in metadata:
+            await self._wait_for(call)
+        text = metadata.get("x-as-of")
+        if text is None:
+            return None
+        moment = parse_moment(text)
+        if isinstance(moment, AtPosition):
+            return self._known(moment.position)
+        return await self._at_time(moment.ns, call)
+
+    def _known(self, position: int) -> int:
+        applied = self._queries.applied()[1]
+        if position > applied:
+            raise _out_of_range(f"Position {position} is beyond the head of the log, {applied}", "x-as-of")
+        return position
+
+    async def _at_time(self, at: int, call: Call) -> int:
+        newest = self._queries.applied()[2]
+        if at > newest and at > self._writer.closed_at:
+            await self._settle(at, call)
+        position = self._log.position_at(at)
+        if position == 0:
+            begins = format_time(self._log.at(Position(1)))
+            raise _out_of_range(f"The log begins at {begins}: there is nothing before it", "x-as-of")
+        return position
+
+    async def _settle(self, at: int, call: Call) -> None:
+        """Wait until nothing can be stamped at or before `at` any more."""
+        now = self._clock()
+        if at > now:
+            raise _out_of_range(
+                f"{format_time(at)} is in the future: it is {format_time(now)} here", "x-as-of"
+            )
+        if now - at < SETTLE_NS:
+            await asyncio.sleep((SETTLE_NS - (now - at)) / 1e9)
+        await self._writer.close_time(at, deadline=call.deadline())
+
+    async def _wait_for(self, call: Call) -> None:
+        text = str(call.metadata["x-min-position"])
+        if not text.isascii() or not text.isdecimal() or len(text) > 19:
+            raise CallRefused(
+                StatusCode.INVALID_ARGUMENT,
+                "x-min-position must be a position, like 1234",
+                reason="HEADER_INVALID",
+                field="x-min-position",
+            )
+        wanted = int(text)
+        head = self._log.head()
+        if wanted > head:
+            raise _out_of_range(f"Position {wanted} is beyond the head of the log, {head}", "x-min-position")
+        give_up = min(time.monotonic() + WAIT_S_MAX, call.deadline())
+        while self._queries.applied()[1] < wanted:
+            if time.monotonic() > give_up:
+                raise CallRefused(
+                    StatusCode.UNAVAILABLE,
+                    f"Position {wanted} is in the log and not applied here yet: try again",
+                    reason="NOT_APPLIED",
+                )
+            await asyncio.sleep(POLL_S)
+
+
+def _out_of_range(message: str, field: str) -> CallRefused:
+    return CallRefused(StatusCode.OUT_OF_RANGE, message, reason="OUT_OF_RANGE", field=field)

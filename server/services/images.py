@@ -1,0 +1,200 @@
+"""yandex.cloud.compute.v1.ImageService: requests to questions and commands, answers as ready bytes."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from grpc import StatusCode
+
+from eventstore.event import Value
+from projections.domain.command import Asked
+from projections.domain.image import UPDATABLE, CreateImage, DeleteImage, UpdateImage
+from projections.filters import Condition, Order, equality, parse_filter, parse_order
+from projections.pages import Page, decode_page, encode_page, question
+from projections.queries import Listing, Queries
+from server import ids
+from server.call import Call
+from server.encode import IMAGE_SERVICE, frame, operation_bytes, unframe
+from server.gen.yandex.cloud.access import access_pb2
+from server.gen.yandex.cloud.compute.v1 import image_service_pb2 as pb
+from server.handlers import Rpc
+from server.moments import Moments
+from server.readers import Readers
+from server.request import fingerprint
+from server.status import CallRefused
+from server.validate import fields
+from server.writer import Writer, Written
+
+PAGE_SIZE_DEFAULT = 100
+PAGE_BYTES_MAX = 3_670_016
+SOURCES = ("image_id", "disk_id", "snapshot_id", "uri")
+
+
+class ImageService:
+    def __init__(
+        self,
+        *,
+        queries: Queries,
+        readers: Readers,
+        writer: Writer,
+        moments: Moments,
+        clock: Callable[[], int],
+    ) -> None:
+        self._queries = queries
+        self._readers = readers
+        self._writer = writer
+        self._moments = moments
+        self._clock = clock
+
+    def rpcs(self) -> dict[str, Rpc]:
+        return {
+            f"{IMAGE_SERVICE}/Get": Rpc(pb.GetImageRequest, self.get),
+            f"{IMAGE_SERVICE}/GetLatestByFamily": Rpc(pb.GetImageLatestByFamilyRequest, self.latest),
+            f"{IMAGE_SERVICE}/List": Rpc(pb.ListImagesRequest, self.list),
+            f"{IMAGE_SERVICE}/Create": Rpc(pb.CreateImageRequest, self.create, reads=False),
+            f"{IMAGE_SERVICE}/Update": Rpc(pb.UpdateImageRequest, self.update, reads=False),
+            f"{IMAGE_SERVICE}/Delete": Rpc(pb.DeleteImageRequest, self.delete, reads=False),
+            f"{IMAGE_SERVICE}/ListOperations": Rpc(pb.ListImageOperationsRequest, self.operations),
+            f"{IMAGE_SERVICE}/ListAccessBindings": Rpc(access_pb2.ListAccessBindingsRequest, not_here),
+            f"{IMAGE_SERVICE}/SetAccessBindings": Rpc(access_pb2.SetAccessBindingsRequest, not_here),
+            f"{IMAGE_SERVICE}/UpdateAccessBindings": Rpc(access_pb2.UpdateAccessBindingsRequest, not_here),
+        }
+
+    async def get(self, call: Call, request: pb.GetImageRequest) -> bytes:
+        at = await self._moments.position(call)
+        answer = self._queries.image(request.image_id, at=at)
+        call.position = answer.position
+        return unframe(answer.wire)
+
+    async def latest(self, call: Call, request: pb.GetImageLatestByFamilyRequest) -> bytes:
+        at = await self._moments.position(call)
+        answer = self._queries.latest(request.folder_id, request.family, at=at)
+        call.position = answer.position
+        return unframe(answer.wire)
+
+    async def list(self, call: Call, request: pb.ListImagesRequest) -> bytes:
+        conditions, order = parse_filter(request.filter), parse_order(request.order_by)
+        asked = _question("List", request.folder_id, request.filter, request.order_by, call)
+        page = decode_page(request.page_token, asked) if request.page_token else None
+        at = None if page is not None else await self._moments.position(call)
+
+        def ask(queries: Queries) -> Listing:
+            limit = request.page_size or PAGE_SIZE_DEFAULT
+            return queries.images(
+                request.folder_id, limit=limit, conditions=conditions, order=order, page=page, at=at
+            )
+
+        if _is_bounded(conditions, order):
+            listing = ask(self._queries)
+        else:
+            listing = await self._readers.run(ask, deadline=call.deadline())
+        call.position = listing.position
+        return b"".join(listing.wires) + _next_page(listing.next_page, asked)
+
+    async def operations(self, call: Call, request: pb.ListImageOperationsRequest) -> bytes:
+        asked = _question("ListOperations", request.image_id, "", "", call)
+        page = decode_page(request.page_token, asked) if request.page_token else None
+        at = None if page is not None else await self._moments.position(call)
+        limit = request.page_size or PAGE_SIZE_DEFAULT
+        views, call.position = self._queries.operations(request.image_id, limit=limit, page=page, at=at)
+        wires: list[bytes] = []
+        size = 0
+        for view in views[:limit]:
+            wire = frame(operation_bytes(view))
+            size += len(wire)
+            if wires and size > PAGE_BYTES_MAX:
+                break
+            wires.append(wire)
+        more = len(wires) < len(views)
+        next_page = Page(call.position, str(views[len(wires) - 1].operation["first"])) if more else None
+        return b"".join(wires) + _next_page(next_page, asked)
+
+    async def create(self, call: Call, request: pb.CreateImageRequest) -> bytes:
+        asked = self._asked(call, fields(request))
+        source_field = cast("str", request.WhichOneof("source"))
+        if source_field == "uri":
+            raise CallRefused(
+                StatusCode.FAILED_PRECONDITION,
+                "No source prefix is allowed on this server, so no uri can be fetched:"
+                " upload the file as a source and create the image from it",
+                reason="SOURCE_NOT_ALLOWED",
+            )
+        values = _created(fields(request))
+        command = CreateImage(
+            asked=asked,
+            image_id=self._new_id(ids.IMAGE),
+            source_field=source_field,
+            source_id=getattr(request, source_field),
+            given=tuple(values),
+            folder_id=request.folder_id,
+            name=request.name,
+            description=request.description,
+            labels=dict(request.labels),
+            family=request.family,
+            min_disk_size=request.min_disk_size,
+            product_ids=tuple(request.product_ids),
+            os=cast("Mapping[str, Value] | None", values.get("os")),
+            pooled=request.pooled,
+            hardware_generation=cast("Mapping[str, Value] | None", values.get("hardware_generation")),
+        )
+        return _answered(call, await self._writer.submit(command, deadline=call.deadline()))
+
+    async def update(self, call: Call, request: pb.UpdateImageRequest) -> bytes:
+        mask = tuple(sorted(set(request.update_mask.paths)))
+        asked = self._asked(call, fields(request, keep=mask))
+        values = fields(request, keep=UPDATABLE)
+        command = UpdateImage(asked=asked, image_id=request.image_id, mask=mask, values=values)
+        return _answered(call, await self._writer.submit(command, deadline=call.deadline()))
+
+    async def delete(self, call: Call, request: pb.DeleteImageRequest) -> bytes:
+        command = DeleteImage(asked=self._asked(call, fields(request)), image_id=request.image_id)
+        return _answered(call, await self._writer.submit(command, deadline=call.deadline()))
+
+    def _asked(self, call: Call, request: Mapping[str, Value]) -> Asked:
+        return call.asked(operation_id=self._new_id(ids.OPERATION), fingerprint=lambda: fingerprint(request))
+
+    def _new_id(self, prefix: str) -> str:
+        return ids.make(prefix, now_ns=self._clock(), random_bytes=secrets.token_bytes(ids.RANDOM_BYTES))
+
+
+async def not_here(call: Call, request: Any) -> bytes:
+    """Access bindings have no place in development mode, where every caller may do everything."""
+    raise CallRefused(
+        StatusCode.UNIMPLEMENTED, "Access bindings are not served by this version", reason="UNIMPLEMENTED"
+    )
+
+
+def _answered(call: Call, written: Written) -> bytes:
+    call.position = written.position
+    return operation_bytes(written.view)
+
+
+def _created(values: dict[str, Value]) -> dict[str, Value]:
+    """The fields that say something: an os or hardware_generation without content is left to be inherited."""
+    os = dict(cast("Mapping[str, Value]", values.get("os", {})))
+    if os.get("type") == "TYPE_UNSPECIFIED":
+        del os["type"]
+    hardware = dict(cast("Mapping[str, Value]", values.get("hardware_generation", {})))
+    if hardware.get("legacy_features") == {}:
+        hardware = {"legacy_features": {"pci_topology": "PCI_TOPOLOGY_V1"}}
+    kept = {key: value for key, value in values.items() if key not in ("os", "hardware_generation")}
+    return kept | ({"os": os} if os else {}) | ({"hardware_generation": hardware} if hardware else {})
+
+
+def _question(method: str, subject: str, filter_text: str, order_by: str, call: Call) -> bytes:
+    """What a page token is bound to. As-of is part of it, so a page cannot move to another moment."""
+    return question(method, subject, filter_text, order_by, call.text("x-as-of") or "")
+
+
+def _is_bounded(conditions: tuple[Condition, ...], order: Order) -> bool:
+    """Whether an index bounds the rows that a page has to read."""
+    if any(equality(conditions, name) is not None for name in ("id", "name")):
+        return True
+    return not conditions and order.field == "id"
+
+
+def _next_page(page: Page | None, asked: bytes) -> bytes:
+    """ListImagesResponse.next_page_token and ListImageOperationsResponse.next_page_token are field 2."""
+    return b"" if page is None else frame(encode_page(page, asked).encode(), 2)

@@ -1,0 +1,178 @@
+"""imageledger.v1.SourceService: uploaded disks and snapshots, from which images are created."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Executor
+from typing import cast
+
+from grpc import StatusCode
+
+from eventstore.event import Value
+from projections.domain.source import RegisterSource, RemoveSource
+from projections.pages import decode_page, encode_page, question
+from projections.queries import Queries
+from server import ids
+from server.blobs import Blob, BlobStore, BlobWriter
+from server.call import Call
+from server.encode import SOURCE_SERVICE, operation_bytes, source_message
+from server.gen.imageledger.v1 import source_service_pb2 as pb
+from server.handlers import RETRY_AFTER_MS, Rpc
+from server.moments import Moments
+from server.request import fingerprint
+from server.status import CallRefused
+from server.validate import fields
+from server.writer import Writer
+
+PAGE_SIZE_DEFAULT = 100
+UPLOADS_MAX = 4
+UPLOAD_BYTES_MAX = 10 * 1024**3
+
+
+class SourceService:
+    def __init__(
+        self,
+        *,
+        queries: Queries,
+        writer: Writer,
+        moments: Moments,
+        blobs: BlobStore,
+        threads: Executor,
+        clock: Callable[[], int],
+    ) -> None:
+        self._queries = queries
+        self._writer = writer
+        self._moments = moments
+        self._blobs = blobs
+        self._threads = threads
+        self._clock = clock
+        self._uploads = 0
+
+    def rpcs(self) -> dict[str, Rpc]:
+        return {
+            f"{SOURCE_SERVICE}/Upload": Rpc(pb.UploadSourceRequest, upload=self.upload, reads=False),
+            f"{SOURCE_SERVICE}/List": Rpc(pb.ListSourcesRequest, self.list),
+            f"{SOURCE_SERVICE}/Remove": Rpc(pb.RemoveSourceRequest, self.remove, reads=False),
+        }
+
+    async def upload(self, call: Call, parts: AsyncIterator[pb.UploadSourceRequest]) -> bytes:
+        if self._uploads >= UPLOADS_MAX:
+            raise CallRefused(
+                StatusCode.RESOURCE_EXHAUSTED,
+                f"The limit on uploads at once has exceeded: {UPLOADS_MAX}",
+                reason="TOO_MANY_UPLOADS",
+                retry_after_ms=RETRY_AFTER_MS,
+            )
+        self._uploads += 1
+        try:
+            header = await _header(parts)
+            # What is wrong with the headers is said before the bytes are taken.
+            call.asked(operation_id="", fingerprint=bytes)
+            blob = await self._stored(header, parts)
+        finally:
+            self._uploads -= 1
+        return await self._register(call, header, blob)
+
+    async def _stored(self, header: pb.SourceHeader, parts: AsyncIterator[pb.UploadSourceRequest]) -> Blob:
+        run = asyncio.get_running_loop().run_in_executor
+        writer = await run(self._threads, self._blobs.begin)
+        try:
+            async for part in parts:
+                if part.WhichOneof("part") != "chunk":
+                    raise _invalid("part", "Only the first message of an upload may be the header")
+                if writer.written_bytes + len(part.chunk) > (header.size_bytes or UPLOAD_BYTES_MAX):
+                    raise _too_long(header)
+                await run(self._threads, writer.write, part.chunk)
+            _check_declared(header, writer)
+            return await run(self._threads, writer.commit)
+        finally:
+            await asyncio.shield(run(self._threads, writer.abort))
+
+    async def _register(self, call: Call, header: pb.SourceHeader, blob: Blob) -> bytes:
+        values = fields(header)
+        kind = pb.SourceKind.Name(header.kind)
+        request: dict[str, Value] = {**values, "sha256": blob.sha256, "size_bytes": blob.storage_size}
+        hardware = cast("Mapping[str, Value]", values.get("hardware_generation", {}))
+        if hardware.get("legacy_features") == {}:
+            hardware = {}
+        command = RegisterSource(
+            asked=call.asked(
+                operation_id=self._new_id(ids.OPERATION), fingerprint=lambda: fingerprint(request)
+            ),
+            source_id=self._new_id(ids.SOURCE[kind]),
+            folder_id=header.folder_id,
+            kind=kind,
+            name=header.name,
+            size=blob.size,
+            storage_size=blob.storage_size,
+            sha256=blob.sha256,
+            format=blob.format,
+            hardware_generation=hardware or None,
+        )
+        written = await self._writer.submit(command, deadline=call.deadline())
+        call.position = written.position
+        # A repeat may answer for a source that was removed since: its id is still the answer.
+        source, _ = self._queries.source(
+            written.view.operation["resource_id"], at=written.view.operation["last"]
+        )
+        return source_message(source).SerializeToString()
+
+    async def list(self, call: Call, request: pb.ListSourcesRequest) -> bytes:
+        asked = question("ListSources", request.folder_id, call.text("x-as-of") or "")
+        page = decode_page(request.page_token, asked) if request.page_token else None
+        at = None if page is not None else await self._moments.position(call)
+        limit = request.page_size or PAGE_SIZE_DEFAULT
+        found, next_page, call.position = self._queries.sources(
+            request.folder_id, limit=limit, page=page, at=at
+        )
+        return pb.ListSourcesResponse(
+            sources=[source_message(source) for source in found],
+            next_page_token="" if next_page is None else encode_page(next_page, asked),
+        ).SerializeToString()
+
+    async def remove(self, call: Call, request: pb.RemoveSourceRequest) -> bytes:
+        command = RemoveSource(
+            asked=call.asked(
+                operation_id=self._new_id(ids.OPERATION), fingerprint=lambda: fingerprint(fields(request))
+            ),
+            source_id=request.source_id,
+        )
+        written = await self._writer.submit(command, deadline=call.deadline())
+        call.position = written.position
+        return operation_bytes(written.view)
+
+    def _new_id(self, prefix: str) -> str:
+        return ids.make(prefix, now_ns=self._clock(), random_bytes=secrets.token_bytes(ids.RANDOM_BYTES))
+
+
+async def _header(parts: AsyncIterator[pb.UploadSourceRequest]) -> pb.SourceHeader:
+    async for part in parts:
+        if part.WhichOneof("part") != "header":
+            break
+        return part.header
+    raise _invalid("header", "The first message of an upload must be the header")
+
+
+def _check_declared(header: pb.SourceHeader, writer: BlobWriter) -> None:
+    if header.size_bytes and writer.written_bytes != header.size_bytes:
+        raise _invalid(
+            "header.size_bytes",
+            f"The header declares {header.size_bytes} bytes, and {writer.written_bytes} came",
+        )
+    if header.sha256 and writer.sha256 != header.sha256:
+        raise _invalid(
+            "header.sha256",
+            f"The header declares SHA-256 {header.sha256}, and the bytes have {writer.sha256}",
+        )
+
+
+def _too_long(header: pb.SourceHeader) -> CallRefused:
+    if header.size_bytes:
+        return _invalid("header.size_bytes", f"More than the declared {header.size_bytes} bytes came")
+    return _invalid("chunk", f"An upload has at most {UPLOAD_BYTES_MAX} bytes")
+
+
+def _invalid(field: str, message: str) -> CallRefused:
+    return CallRefused(StatusCode.INVALID_ARGUMENT, message, reason="UPLOAD_INVALID", field=field)

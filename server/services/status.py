@@ -1,0 +1,53 @@
+"""imageledger.v1.StatusService: what an operator asks first."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from concurrent.futures import Executor
+from importlib.metadata import version
+
+from eventstore.log import LogReader
+from projections.queries import Queries
+from server.blobs import BlobStore
+from server.call import Call
+from server.gen.imageledger.v1 import status_service_pb2 as pb
+from server.handlers import Rpc
+
+SERVICE = "imageledger.v1.StatusService"
+SOFTWARE = f"imageledger {version('imageledger')}"
+
+
+class StatusService:
+    def __init__(
+        self, *, log: LogReader, queries: Queries, blobs: BlobStore, threads: Executor, started_at: int
+    ) -> None:
+        self._log = log
+        self._queries = queries
+        self._blobs = blobs
+        self._threads = threads
+        self._started_at = started_at
+
+    def rpcs(self) -> dict[str, Rpc]:
+        return {f"{SERVICE}/Get": Rpc(pb.GetStatusRequest, self.get)}
+
+    async def get(self, call: Call, request: pb.GetStatusRequest) -> bytes:
+        _, applied, _ = self._queries.applied()
+        call.position = applied
+        newest = self._log.event(self._log.head())
+        run = asyncio.get_running_loop().run_in_executor
+        count, stored_bytes = await run(self._threads, self._blobs.count_and_bytes)
+        disk = shutil.disk_usage(self._blobs.root)
+        status = pb.Status(
+            log_id=self._log.log_id,
+            head=newest.position,
+            applied_position=applied,
+            newest_event=pb.Status.NewestEvent(position=newest.position, type=newest.type),
+            blobs=pb.Status.Blobs(count=count, bytes=stored_bytes),
+            free_bytes=disk.free,
+            total_bytes=disk.total,
+            software=SOFTWARE,
+        )
+        status.newest_event.at.FromNanoseconds(newest.at)
+        status.started_at.FromNanoseconds(self._started_at)
+        return status.SerializeToString()

@@ -1,0 +1,144 @@
+"""The one table from errors to gRPC statuses. What is not in it is INTERNAL, and is not shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf.message import Message
+from grpc import StatusCode
+
+from eventstore.errors import AppendFailed, LogCorrupt, LogUnreadable, OutcomeUnknown
+from projections.domain.refusals import (
+    ImageBusy,
+    KeyReused,
+    NameTaken,
+    NotFound,
+    SourceMissing,
+    ValueRefused,
+)
+from projections.errors import QuestionInvalid
+from projections.rows import RowDamaged
+from server.blobs import BlobDamaged, BlobMissing, BlobStoreFailed, BlobStoreFull
+from server.formats import FormatRefused
+from server.gen.google.rpc import error_details_pb2, status_pb2
+from server.identity import TokenRefused
+from server.validate import RequestInvalid, RequestUnreadable
+
+DOMAIN = "imageledger"
+TYPE_PREFIX = "type.googleapis.com/"
+DETAILS_KEY = "grpc-status-details-bin"
+
+
+class CallRefused(Exception):
+    """A refusal that the server itself decides on: limits, headers, moments, shutting down.
+
+    `field` names the request field or header; `retry_after_ms` asks a client to come back later.
+    """
+
+    def __init__(
+        self,
+        code: StatusCode,
+        message: str,
+        *,
+        reason: str,
+        field: str | None = None,
+        retry_after_ms: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.field = field
+        self.retry_after_ms = retry_after_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A status before it meets its request: code, text, ErrorInfo's reason, and field violations."""
+
+    code: StatusCode
+    message: str
+    reason: str
+    violations: tuple[tuple[str, str], ...] = field(default=())
+    retry_after_ms: int | None = None
+
+
+def _invalid(message: str, field_name: str, reason: str) -> Refusal:
+    return Refusal(StatusCode.INVALID_ARGUMENT, message, reason, ((field_name, message),))
+
+
+def _call_refused(error: CallRefused) -> Refusal:
+    violations = () if error.field is None else ((error.field, str(error)),)
+    return Refusal(error.code, str(error), error.reason, violations, error.retry_after_ms)
+
+
+def _request_invalid(error: RequestInvalid) -> Refusal:
+    violations = tuple((violation.field, violation.description) for violation in error.violations)
+    return Refusal(StatusCode.INVALID_ARGUMENT, str(error), "REQUEST_INVALID", violations)
+
+
+def _append_failed(error: AppendFailed) -> Refusal:
+    if error.full:
+        return Refusal(
+            StatusCode.RESOURCE_EXHAUSTED, "The log's disk is full: nothing was written", "DISK_FULL"
+        )
+    return Refusal(
+        StatusCode.UNAVAILABLE, "The log refused the write: nothing was written", "LOG_UNAVAILABLE"
+    )
+
+
+TABLE: dict[type[Exception], Callable[[Any], Refusal]] = {
+    CallRefused: _call_refused,
+    RequestInvalid: _request_invalid,
+    RequestUnreadable: lambda e: Refusal(StatusCode.INVALID_ARGUMENT, str(e), "REQUEST_UNREADABLE"),
+    QuestionInvalid: lambda e: _invalid(e.message, e.field, "QUESTION_INVALID"),
+    TokenRefused: lambda e: Refusal(StatusCode.UNAUTHENTICATED, str(e), "TOKEN_REFUSED"),
+    NotFound: lambda e: Refusal(StatusCode.NOT_FOUND, str(e), "NOT_FOUND"),
+    NameTaken: lambda e: Refusal(StatusCode.ALREADY_EXISTS, str(e), "NAME_TAKEN"),
+    SourceMissing: lambda e: Refusal(StatusCode.FAILED_PRECONDITION, str(e), "SOURCE_MISSING"),
+    ImageBusy: lambda e: Refusal(StatusCode.FAILED_PRECONDITION, str(e), "IMAGE_BUSY"),
+    ValueRefused: lambda e: _invalid(str(e), e.field, "VALUE_REFUSED"),
+    KeyReused: lambda e: _invalid(str(e), "idempotency-key", "KEY_REUSED"),
+    FormatRefused: lambda e: Refusal(StatusCode.INVALID_ARGUMENT, str(e), "FORMAT_REFUSED"),
+    BlobMissing: lambda e: Refusal(StatusCode.DATA_LOSS, str(e), "BLOB_MISSING"),
+    BlobDamaged: lambda e: Refusal(StatusCode.DATA_LOSS, str(e), "BLOB_DAMAGED"),
+    BlobStoreFull: lambda e: Refusal(StatusCode.RESOURCE_EXHAUSTED, str(e), "DISK_FULL"),
+    BlobStoreFailed: lambda e: Refusal(StatusCode.UNAVAILABLE, str(e), "BLOB_STORE_UNAVAILABLE"),
+    RowDamaged: lambda e: Refusal(StatusCode.DATA_LOSS, str(e), "ROW_DAMAGED"),
+    LogCorrupt: lambda e: Refusal(StatusCode.DATA_LOSS, str(e), "LOG_CORRUPT"),
+    LogUnreadable: lambda e: Refusal(StatusCode.UNAVAILABLE, "The log cannot be read", "LOG_UNAVAILABLE"),
+    OutcomeUnknown: lambda e: Refusal(StatusCode.UNAVAILABLE, "The log is being reopened", "LOG_REOPENING"),
+    AppendFailed: _append_failed,
+}
+
+
+def refusal_of(error: BaseException) -> Refusal | None:
+    """What the caller is told; None for an error that is ours and must be logged instead."""
+    for kind in type(error).__mro__:
+        make = TABLE.get(kind)
+        if make is not None:
+            return make(error)
+    return None
+
+
+INTERNAL = Refusal(StatusCode.INTERNAL, "Internal error", "INTERNAL")
+
+
+def details(refusal: Refusal, *, request_id: str) -> bytes:
+    """The google.rpc.Status of the refusal, for the trailing metadata."""
+    messages: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=refusal.reason, domain=DOMAIN),
+        error_details_pb2.RequestInfo(request_id=request_id),
+    ]
+    if refusal.violations:
+        bad = error_details_pb2.BadRequest()
+        for name, description in refusal.violations:
+            bad.field_violations.add(field=name, description=description)
+        messages.append(bad)
+    status = status_pb2.Status(code=refusal.code.value[0], message=refusal.message)
+    for message in messages:
+        added = status.details.add()
+        added.type_url = TYPE_PREFIX + message.DESCRIPTOR.full_name
+        added.value = message.SerializeToString()
+    return status.SerializeToString()

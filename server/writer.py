@@ -1,0 +1,419 @@
+"""The one writer: a queue, a thread, and one transaction and one fsync for each batch of commands.
+
+The order: decide and fold inside the projection's transaction, append to the log (durable), commit the
+projection (visible), answer. A crash anywhere leaves either no event or all of a command's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from grpc import StatusCode
+
+from eventstore import database
+from eventstore.errors import AppendFailed, EventStoreError, HeadMoved, OutcomeUnknown
+from eventstore.event import Event, Position, Version, canonical
+from eventstore.log import LOG_STREAM, SYSTEM_ACTOR, SYSTEM_AUTH, EventLog
+from projections.domain.command import Asked, NewEvent, Repeat
+from projections.domain.decide import Command, decide
+from projections.domain.operation import CancelOperation
+from projections.domain.refusals import Refused
+from projections.projector import Projector, catch_up
+from projections.rows import OperationView, RowDamaged
+from server.status import CallRefused
+
+BATCH_MAX = 512
+QUEUE_MAX = 4096
+STAMP_NS_MAX = 1_000_000_000  # A batch older than this when it reaches the log is stamped again.
+SECOND_NS = 1_000_000_000
+REOPEN_S = 0.25
+RETRY_AFTER_MS = 200
+
+_log = logging.getLogger(__name__)
+
+
+class Written(NamedTuple):
+    """A command's operation, and the position of its last event."""
+
+    view: OperationView
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class SystemEvent:
+    """An event of the log itself, in stream `log`."""
+
+    type: str
+    data: dict[str, str | int]
+
+
+@dataclass(frozen=True, slots=True)
+class CloseTime:
+    """Stamp nothing at or before this time any more, in nanoseconds since the epoch."""
+
+    at: int
+
+
+Job = Command | SystemEvent | CloseTime
+Outcome = Written | Exception | None
+
+
+@dataclass(slots=True)
+class _Entry:
+    job: Job
+    future: asyncio.Future[Written | None]
+    deadline: float
+    outcome: Outcome = field(default=None)
+
+
+class Unavailable(CallRefused):
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(StatusCode.UNAVAILABLE, message, reason=reason, retry_after_ms=RETRY_AFTER_MS)
+
+
+class Writer:
+    """Takes commands from the event loop and answers them once they are durable and readable."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        projector: Projector,
+        *,
+        clock: Callable[[], int],
+        open_projector: Callable[[], tuple[Projector, int]],
+    ) -> None:
+        """`open_projector` gives a fresh projector and its applied position, after a failure."""
+        self._log = log
+        self._projector = projector
+        self._clock = clock
+        self._open_projector = open_projector
+        self._head = log.head()
+        self._last_at = log.at(self._head) if self._head else 0
+        self._closed_at = log.closed()
+        self._queue: deque[_Entry] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._recovering = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+
+    @property
+    def last_at(self) -> int:
+        """The stamp of the newest event; safe to read from any thread."""
+        return self._last_at
+
+    @property
+    def closed_at(self) -> int:
+        """Nothing is stamped at or before this time any more."""
+        return self._closed_at
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Answer what is queued, then end the thread."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+
+    async def submit(self, command: Command, *, deadline: float) -> Written:
+        """The command's operation, durable and readable. Raises Refused, CallRefused, EventStoreError."""
+        written = await self._enqueue(command, deadline)
+        if written is None:
+            raise AssertionError("a command was answered with nothing")
+        return written
+
+    async def note(self, event: SystemEvent) -> None:
+        """Append an event of the log itself."""
+        await self._enqueue(event, time.monotonic() + 60)
+
+    async def close_time(self, at: int, *, deadline: float) -> None:
+        """Return once no batch stamped at or before `at` is undecided, and none ever will be, durably."""
+        await self._enqueue(CloseTime(at), deadline)
+
+    async def _enqueue(self, job: Job, deadline: float) -> Written | None:
+        future: asyncio.Future[Written | None] = asyncio.get_running_loop().create_future()
+        with self._wake:
+            if self._recovering:
+                raise Unavailable("The log is being reopened after a failure: try again", "LOG_REOPENING")
+            if self._stopping:
+                raise Unavailable("The server is stopping", "STOPPING")
+            if len(self._queue) >= QUEUE_MAX:
+                raise CallRefused(
+                    StatusCode.RESOURCE_EXHAUSTED,
+                    f"The limit on queued commands has exceeded: {QUEUE_MAX}",
+                    reason="QUEUE_FULL",
+                    retry_after_ms=RETRY_AFTER_MS,
+                )
+            self._queue.append(_Entry(job, future, deadline))
+            if len(self._queue) == 1:
+                self._wake.notify()
+        return await future
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            try:
+                self._serve(batch)
+            except Exception as error:
+                # The thread must outlive a defect: nobody else answers the callers.
+                self._fail(batch, error)
+            self._answer(batch)
+
+    def _next_batch(self) -> list[_Entry]:
+        with self._wake:
+            while not self._queue:
+                if self._stopping:
+                    return []
+                self._wake.wait()
+            return [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_MAX))]
+
+    def _answer(self, batch: Sequence[_Entry]) -> None:
+        loop = self._loop
+        if loop is None:
+            raise AssertionError("the writer was not started")
+        loop.call_soon_threadsafe(_settle, batch)
+
+    def _serve(self, batch: Sequence[_Entry]) -> None:
+        """Give every entry its outcome."""
+        now = time.monotonic()
+        live = [entry for entry in batch if not entry.future.cancelled()]
+        for entry in live:
+            if now > entry.deadline:
+                entry.outcome = CallRefused(
+                    StatusCode.DEADLINE_EXCEEDED,
+                    "The deadline passed before the command's turn came: nothing was written",
+                    reason="DEADLINE",
+                )
+        live = [entry for entry in live if entry.outcome is None]
+        commands = [entry for entry in live if not isinstance(entry.job, CloseTime)]
+        if commands:
+            self._write(commands)
+        closing = [entry for entry in live if isinstance(entry.job, CloseTime)]
+        if closing:
+            self._close(closing)
+
+    def _write(self, entries: list[_Entry]) -> None:
+        try:
+            while not self._attempt(entries):
+                pass
+        except OutcomeUnknown as error:
+            _log.error("the outcome of a write is unknown", extra={"reason": str(error)})
+            self._recover(entries)
+        except (AppendFailed, database.Error) as error:
+            _log.error("a batch was not written", extra={"reason": str(error)})
+            self._fail(entries, _as_append_failed(error))
+        except Exception as error:
+            self._one_by_one(entries, error)
+
+    def _attempt(self, entries: Sequence[_Entry]) -> bool:
+        """Decide, append, commit. False if the batch must be decided again, as of another head or time."""
+        for entry in entries:
+            entry.outcome = None
+        started = self._clock()
+        stamp = max(started, self._last_at + 1, self._closed_at + 1)
+        self._projector.begin()
+        try:
+            events = self._decide(entries, stamp)
+            if not events:
+                self._projector.rollback()
+                return True
+            if self._clock() - started > STAMP_NS_MAX and len(entries) > 1:
+                raise _Late
+            self._log.append(events, expected_head=self._head)
+            # Durable from here on.
+        except HeadMoved:
+            self._projector.rollback()
+            self._follow()
+            return False
+        except _Late:
+            self._projector.rollback()
+            half = len(entries) // 2
+            self._write(list(entries[:half]))
+            self._write(list(entries[half:]))
+            return True
+        except BaseException:
+            self._projector.rollback()
+            raise
+        self._commit(events[-1])
+        return True
+
+    def _decide(self, entries: Sequence[_Entry], stamp: int) -> list[Event]:
+        events: list[Event] = []
+        versions: dict[str, Version] = {}
+        for entry in entries:
+            job = entry.job
+            if isinstance(job, SystemEvent):
+                new = NewEvent(LOG_STREAM, job.type, "", dict(job.data))
+                self._apply(entry, [new], None, events, versions, stamp)
+                continue
+            if isinstance(job, CloseTime):
+                raise AssertionError("a closing is no command")
+            try:
+                decision = decide(self._projector, job, at=stamp)
+            except (Refused, RowDamaged) as error:
+                entry.outcome = error
+                continue
+            if isinstance(decision, Repeat):
+                entry.outcome = self._repeated(decision)
+            else:
+                self._apply(entry, decision, job.asked, events, versions, stamp)
+        return events
+
+    def _repeated(self, decision: Repeat) -> Outcome:
+        operation = self._projector.operation(decision.operation_id)
+        if operation is None:
+            raise AssertionError(f"operation {decision.operation_id} answered a command and is not there")
+        return Written(self._projector.view(operation), operation["last"])
+
+    def _apply(
+        self,
+        entry: _Entry,
+        decided: Sequence[NewEvent],
+        asked: Asked | None,
+        events: list[Event],
+        versions: dict[str, Version],
+        stamp: int,
+    ) -> None:
+        """Number the events and fold them into the projection; the last one's result is the outcome."""
+        first = asked is not None and not isinstance(entry.job, CancelOperation)
+        for new in decided:
+            version = versions.get(new.stream) or self._log.stream_version(new.stream)
+            versions[new.stream] = Version(version + 1)
+            position = Position(self._head + len(events) + 1)
+            event = _event(new, asked, position, versions[new.stream], stamp, first=first)
+            first = False
+            applied = self._projector.apply(event)
+            events.append(event)
+            if applied.operation is not None:
+                entry.outcome = Written(OperationView(applied.operation, applied.resource), position)
+
+    def _commit(self, last: Event) -> None:
+        try:
+            self._projector.commit(last=last, leaf=self._log.leaf(last.position))
+        except database.Error as error:
+            raise OutcomeUnknown(f"the projection's commit failed after the log's: {error}") from error
+        self._head = last.position
+        self._last_at = last.at
+
+    def _follow(self) -> None:
+        """Catch up with a log that someone else has written to."""
+        catch_up(self._projector, self._log, after=self._head)
+        self._head = self._log.head()
+        self._last_at = self._log.at(self._head) if self._head else 0
+
+    def _close(self, entries: Sequence[_Entry]) -> None:
+        """Close times, rounded up to a second so that at most one write a second is needed."""
+        at = max(entry.job.at for entry in entries if isinstance(entry.job, CloseTime))
+        if at <= max(self._closed_at, self._last_at):
+            return
+        rounded = -(-at // SECOND_NS) * SECOND_NS
+        try:
+            self._log.close_time(rounded)
+            self._closed_at = rounded
+        except OutcomeUnknown:
+            self._recover(entries)
+        except EventStoreError as error:
+            self._fail(entries, error)
+
+    def _fail(self, entries: Sequence[_Entry], error: Exception) -> None:
+        for entry in entries:
+            entry.outcome = error
+
+    def _one_by_one(self, entries: list[_Entry], error: Exception) -> None:
+        """A defect of ours in one command must not fail its neighbours: find it by writing each alone."""
+        if len(entries) == 1:
+            entries[0].outcome = error
+            return
+        for entry in entries:
+            self._write([entry])
+
+    def _recover(self, entries: Sequence[_Entry]) -> None:
+        """Reopen log and projection, catch up, and answer by what the log says; until then take nothing."""
+        with self._wake:
+            self._recovering = True
+        while not self._reopened():
+            time.sleep(REOPEN_S)
+        for entry in entries:
+            entry.outcome = self._found(entry.job)
+        with self._wake:
+            self._recovering = False
+
+    def _reopened(self) -> bool:
+        try:
+            self._log.reopen()
+            self._projector.close()
+            self._projector, applied = self._open_projector()
+            catch_up(self._projector, self._log, after=applied)
+            self._head = self._log.head()
+            self._last_at = self._log.at(self._head) if self._head else 0
+            self._closed_at = self._log.closed()
+        except (EventStoreError, database.Error) as error:
+            _log.error("reopening failed", extra={"reason": str(error)})
+            return False
+        return True
+
+    def _found(self, job: Job) -> Outcome:
+        """What became of a job whose outcome was unknown: read back, never guessed."""
+        if isinstance(job, SystemEvent | CloseTime):
+            return Unavailable("The log was reopened after a failure: try again", "LOG_REOPENED")
+        operation = self._projector.operation(job.asked.operation_id)
+        if operation is None or (isinstance(job, CancelOperation) and not operation["done"]):
+            return Unavailable("The write failed and left nothing: try again", "LOG_REOPENED")
+        return Written(self._projector.view(operation), operation["last"])
+
+
+class _Late(Exception):
+    """The batch took too long to decide."""
+
+
+def _settle(batch: Sequence[_Entry]) -> None:
+    """In the event loop: hand every outcome to whoever waits for it."""
+    for entry in batch:
+        if entry.future.done():
+            continue
+        if isinstance(entry.outcome, Exception):
+            entry.future.set_exception(entry.outcome)
+        else:
+            entry.future.set_result(entry.outcome)
+
+
+def _as_append_failed(error: Exception) -> Exception:
+    if isinstance(error, AppendFailed):
+        return error
+    return AppendFailed(f"the projection: {error}", database.is_full(error))
+
+
+def _event(
+    new: NewEvent, asked: Asked | None, position: Position, version: Version, stamp: int, *, first: bool
+) -> Event:
+    return Event(
+        position=position,
+        stream=new.stream,
+        version=version,
+        type=new.type,
+        schema=new.schema,
+        at=stamp,
+        operation_id=None if asked is None else asked.operation_id,
+        resource_id=new.resource_id or None,
+        actor=SYSTEM_ACTOR if asked is None else asked.actor,
+        auth=SYSTEM_AUTH if asked is None else asked.auth,
+        request_id=None if asked is None else asked.request_id,
+        method=asked.method if asked is not None and first else None,
+        key=asked.key if asked is not None and first else None,
+        request=asked.request if asked is not None and first else None,
+        reason=None if asked is None else asked.reason,
+        data=canonical(new.data),
+    )

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from eventstore import errors
+
+ALL = [
+    pytest.param(errors.EventMalformed(7, "no"), ["7", "no"], id="malformed"),
+    pytest.param(errors.EventMalformed(None, "no"), ["an event", "no"], id="malformed-anywhere"),
+    pytest.param(errors.SchemaTooNew("T", 3, 2, 7), ["T", "3", "2", "7", "run the version"], id="schema"),
+    pytest.param(errors.HeadMoved(7, 8), ["7", "8", "decide again"], id="head"),
+    pytest.param(errors.StampTooOld(5, 6, 7), ["5", "6", "7", "stamp the batch again"], id="stamp"),
+    pytest.param(errors.NoSuchPosition(9, 8), ["9", "1 to 8"], id="position"),
+    pytest.param(errors.AppendFailed("no", full=True), ["nothing was written", "free space"], id="full"),
+    pytest.param(errors.AppendFailed("no", full=False), ["nothing was written", "try again"], id="failed"),
+    pytest.param(errors.OutcomeUnknown("no", full=True), ["unknown", "reopen"], id="unknown"),
+    pytest.param(errors.LogCorrupt(7, "no"), ["position 7", "backup"], id="corrupt"),
+    pytest.param(errors.LogCorrupt(None, "no"), ["the log is corrupt"], id="corrupt-somewhere"),
+    pytest.param(errors.LogUnreadable("no"), ["could not be read"], id="unreadable"),
+    pytest.param(errors.LogLocked(Path("d/lock"), "pid 1"), ["d/lock", "pid 1", "stop"], id="locked"),
+    pytest.param(errors.FormatTooNew(Path("d/log.db"), 2, 1), ["log.db", "2", "1"], id="format"),
+    pytest.param(errors.NotALog(Path("d/log.db"), "no"), ["d/log.db", "no"], id="foreign"),
+]
+
+
+@pytest.mark.parametrize(("error", "parts"), ALL)
+def test_a_message_names_thing_value_and_remedy(error: errors.EventStoreError, parts: list[str]) -> None:
+    assert all(part in str(error) for part in parts)
+
+
+@pytest.mark.parametrize(("error", "parts"), ALL)
+def test_an_error_survives_the_way_between_processes(error: errors.EventStoreError, parts: list[str]) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert vars(copy) == vars(error)
+    assert str(copy) == str(error)

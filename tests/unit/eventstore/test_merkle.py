@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from hashlib import sha256
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventstore.event import Position
+from eventstore.merkle import (
+    EMPTY,
+    TreeSize,
+    extend,
+    leaf_hash,
+    leaf_index,
+    load_frontier,
+    node_of,
+    node_position,
+    root,
+)
+
+SIZES = range(101)
+
+
+def naive_root(bodies: list[bytes]) -> bytes:
+    """MTH of RFC 6962 §2.1, as it is written there."""
+    if not bodies:
+        return sha256(b"").digest()
+    if len(bodies) == 1:
+        return sha256(b"\x00" + bodies[0]).digest()
+    split = 1
+    while split * 2 < len(bodies):
+        split *= 2
+    return sha256(b"\x01" + naive_root(bodies[:split]) + naive_root(bodies[split:])).digest()
+
+
+def bodies_of(size: int) -> list[bytes]:
+    return [b"event %d" % index for index in range(size)]
+
+
+def rows_of(size: int) -> list[bytes]:
+    return extend(EMPTY, map(leaf_hash, bodies_of(size)))[1]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_root_is_that_of_the_rfc(size: int) -> None:
+    frontier, _ = extend(EMPTY, map(leaf_hash, bodies_of(size)))
+    assert frontier.size == size
+    assert root(frontier) == naive_root(bodies_of(size))
+
+
+@pytest.mark.parametrize(
+    ("bodies", "expected"),
+    [
+        pytest.param([], "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", id="empty"),
+        pytest.param([b""], "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d", id="one"),
+        pytest.param(
+            [b"", b"\x00"], "fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125", id="two"
+        ),
+    ],
+)
+def test_published_roots(bodies: list[bytes], expected: str) -> None:
+    """The vectors of the Certificate Transparency reference implementation."""
+    assert root(extend(EMPTY, map(leaf_hash, bodies))[0]).hex() == expected
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_frontier_is_loaded_with_one_read_for_each_set_bit(size: int) -> None:
+    rows = rows_of(size)
+    reads: list[int] = []
+
+    def read(position: Position) -> bytes:
+        reads.append(position)
+        return rows[leaf_index(position)]
+
+    loaded = load_frontier(TreeSize(size), read)
+    assert loaded == extend(EMPTY, map(leaf_hash, bodies_of(size)))[0]
+    assert len(reads) == size.bit_count()
+
+
+def test_a_row_holds_every_complete_subtree_that_ends_there() -> None:
+    bodies = bodies_of(100)
+    rows = rows_of(100)
+    for position in range(1, 101):
+        levels = (position & -position).bit_length()
+        assert len(rows[position - 1]) == 32 * levels
+        for level in range(levels):
+            node = node_of(rows[position - 1], level)
+            assert node == naive_root(bodies[position - 2**level : position])
+            assert node_position(level, (position >> level) - 1) == position
+
+
+def test_a_short_row_is_refused() -> None:
+    with pytest.raises(ValueError, match="level 1"):
+        load_frontier(TreeSize(2), lambda _: bytes(32))
+
+
+@given(st.lists(st.integers(0, 20), max_size=12))
+def test_batches_make_no_difference(sizes: list[int]) -> None:
+    leaves = list(map(leaf_hash, bodies_of(sum(sizes))))
+    frontier, rows, start = EMPTY, [], 0
+    for size in sizes:
+        frontier, more = extend(frontier, leaves[start : start + size])
+        rows += more
+        start += size
+    assert (frontier, rows) == extend(EMPTY, leaves)

@@ -1,0 +1,71 @@
+"""What a person reads when a command fails: one line with code, thing and rule, then the remedy."""
+
+from __future__ import annotations
+
+from eventstore.errors import (
+    AppendFailed,
+    EventStoreError,
+    FormatTooNew,
+    LogCorrupt,
+    LogLocked,
+    LogUnreadable,
+    NoSuchPosition,
+    NotALog,
+    SchemaTooNew,
+)
+from projections.domain.evolve import EventUnknown
+from projections.errors import QuestionInvalid
+from projections.rows import RowDamaged
+from projections.store import ProjectionRefused
+from server.blobs import BlobError
+from server.config import ConfigInvalid
+from server.main import StartRefused
+
+
+class CommandFailed(Exception):
+    """A command that ends with exit code 1. `code` is a gRPC status name; the remedy is a line of its own."""
+
+    def __init__(self, code: str, message: str, *, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.remedy = remedy
+
+
+CODES: dict[type[Exception], str] = {
+    AppendFailed: "UNAVAILABLE",
+    BlobError: "DATA_LOSS",
+    ConfigInvalid: "INVALID_ARGUMENT",
+    EventUnknown: "FAILED_PRECONDITION",
+    FormatTooNew: "FAILED_PRECONDITION",
+    LogCorrupt: "DATA_LOSS",
+    LogLocked: "FAILED_PRECONDITION",
+    LogUnreadable: "UNAVAILABLE",
+    NoSuchPosition: "OUT_OF_RANGE",
+    NotALog: "NOT_FOUND",
+    ProjectionRefused: "FAILED_PRECONDITION",
+    QuestionInvalid: "INVALID_ARGUMENT",
+    RowDamaged: "DATA_LOSS",
+    SchemaTooNew: "FAILED_PRECONDITION",
+    EventStoreError: "INTERNAL",
+}
+
+
+def explain(error: Exception) -> tuple[str, str, str | None] | None:
+    """Code, message and remedy; None for an error that is a defect of ours."""
+    if isinstance(error, CommandFailed):
+        return error.code, str(error), error.remedy
+    if isinstance(error, StartRefused):
+        return (error.code, *_split(str(error)))
+    for kind in type(error).__mro__:
+        if kind in CODES:
+            return (CODES[kind], *_split(str(error)))
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return "UNAVAILABLE", f"{where}{error.strerror or error}", None
+    return None
+
+
+def _split(message: str) -> tuple[str, str | None]:
+    """The message and, after its last semicolon, the remedy."""
+    what, separator, remedy = message.rpartition("; ")
+    return (what, remedy) if separator else (message, None)
