@@ -57,6 +57,15 @@ class MomentInvalid(QuestionInvalid):
         self.reason = reason
 
 
+class TimeBeyondLogs(MomentInvalid):
+    """A well-formed time that no log can hold: before 1970, or so late that it is certainly in the future."""
+
+    def __init__(self, text: str, *, is_past: bool) -> None:
+        allowed = f"{format_time(0)} to {format_time(INT64_MAX)}"
+        super().__init__(text, f"the time is outside what a log can hold, {allowed}")
+        self.is_past = is_past
+
+
 @overload
 def parse_moment(text: str) -> AtPosition | AtTime: ...
 @overload
@@ -96,8 +105,7 @@ def parse_time(text: str) -> int:
     seconds = day * _DAY_SECONDS + second - _offset_seconds(text, parts["zone"])
     ns = seconds * NANOSECONDS + int(fraction.ljust(9, "0"))
     if not 0 <= ns <= INT64_MAX:
-        allowed = f"{format_time(0)} to {format_time(INT64_MAX)}"
-        raise MomentInvalid(text, f"the time is outside what a log can hold, {allowed}")
+        raise TimeBeyondLogs(text, is_past=ns < 0)
     return ns
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
+from eventstore import database
 from eventstore.database import Connection
+from eventstore.errors import SchemaTooNew
 from eventstore.event import Event, Position
 from eventstore.log import LogReader
 from eventstore.upcast import Upcasters, upcast
@@ -16,9 +18,24 @@ from .domain.image import evolve_image
 from .domain.operation import evolve_operation
 from .domain.source import evolve_source
 from .domain.upcasters import UPCASTERS
-from .rows import OperationView, crc, left_by, pack, unpack
+from .rows import (
+    APPLIED_UPDATE,
+    BLOB_USE_INSERT,
+    FAMILY_INSERT,
+    IMAGE_INSERT,
+    LIFE_INSERT,
+    OPERATION_INSERT,
+    SOURCE_INSERT,
+    Encode,
+    OperationView,
+    crc,
+    image_row,
+    left_by,
+    operation_row,
+    source_row,
+    unpack,
+)
 
-Encode = Callable[[Image], bytes]
 BATCH_EVENTS = 1000
 
 IMAGE_CURRENT = """
@@ -34,12 +51,6 @@ FROM image
 WHERE folder_id = ? AND name = ? AND name != '' AND until IS NULL
 """
 IMAGE_CLOSE = "UPDATE image SET until = ?, wire = NULL, wire_crc = NULL WHERE since = ?"
-IMAGE_INSERT = """
-INSERT INTO image (since, until, id, folder_id, name, family, status, created_at, born,
-                   state, state_crc, wire, wire_crc)
-VALUES (?, NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-LIFE_INSERT = "INSERT INTO image_life (folder_id, id, born, died) VALUES (?, ?, ?, NULL)"
 LIFE_CLOSE = "UPDATE image_life SET died = ? WHERE folder_id = ? AND id = ?"
 FAMILY_READY = """
 SELECT id
@@ -56,10 +67,6 @@ ORDER BY since DESC
 LIMIT 1
 """
 FAMILY_CLOSE = "UPDATE family_latest SET until = ? WHERE folder_id = ? AND family = ? AND since = ?"
-FAMILY_INSERT = """
-INSERT INTO family_latest (folder_id, family, since, until, image_id)
-VALUES (?, ?, ?, NULL, ?)
-"""
 OPERATION_CURRENT = """
 SELECT since, state, state_crc
 FROM operation
@@ -75,10 +82,6 @@ ORDER BY first DESC, since DESC
 LIMIT 1
 """
 OPERATION_CLOSE = "UPDATE operation SET until = ? WHERE since = ?"
-OPERATION_INSERT = """
-INSERT INTO operation (since, until, id, resource_id, first, actor, method, key, state, state_crc)
-VALUES (?, NULL, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
 SOURCE_CURRENT = """
 SELECT since, until, state, state_crc
 FROM source
@@ -87,18 +90,16 @@ ORDER BY since DESC
 LIMIT 1
 """
 SOURCE_CLOSE = "UPDATE source SET until = ? WHERE since = ?"
-SOURCE_INSERT = """
-INSERT INTO source (since, until, id, folder_id, state, state_crc)
-VALUES (?, NULL, ?, ?, ?, ?)
-"""
-APPLIED_UPDATE = "UPDATE applied SET position = ?, leaf = ?, at = ?"
+BLOB_USE_DELETE = "DELETE FROM blob_use WHERE sha256 = ? AND id = ?"
 
 
 class Applied(NamedTuple):
-    """What one event left: its operation, and the image or source as it is now."""
+    """What one event left: its operation, the image or source as it is now, and the blob it gave up."""
 
     operation: Operation | None
     resource: Image | Source | None
+    wire: bytes | None
+    freed: str | None
 
 
 class Projector:
@@ -112,8 +113,12 @@ class Projector:
         self._execute = connection.execute
         self._encode = encode
         self._upcasters = upcasters
+        self._closed = False
+        # The current versions that this transaction has read or made.
+        self._images: dict[str, tuple[int, Image] | None] = {}
 
     def begin(self) -> None:
+        self._images.clear()
         self._execute("BEGIN IMMEDIATE")
 
     def commit(self, *, last: Event, leaf: bytes) -> None:
@@ -122,12 +127,16 @@ class Projector:
         self._execute("COMMIT")
 
     def rollback(self) -> None:
-        if self._connection.in_transaction:
-            self._execute("ROLLBACK")
+        """Leave nothing of the transaction. Never raises: its caller already has an error to report."""
+        self._images.clear()
+        database.roll_back(self._connection)
 
     def close(self) -> None:
-        self.rollback()
-        self._connection.close()
+        """End the use of this object; a second time does nothing."""
+        if not self._closed:
+            self._closed = True
+            self.rollback()
+            self._connection.close()
 
     # What `decide` may ask: the State protocol, read through this transaction.
 
@@ -158,21 +167,26 @@ class Projector:
     def apply(self, event: Event) -> Applied:
         """Write what the event means. Raises EventUnknown and SchemaTooNew: a projection stops there."""
         event = upcast(event, self._upcasters)
-        resource: Image | Source | None = None
+        left: tuple[Image | Source | None, bytes | None, str | None] = (None, None, None)
         if event.type in IMAGE_EVENTS:
-            resource = self._apply_image(event)
+            left = self._apply_image(event)
         elif event.type in SOURCE_EVENTS:
-            resource = self._apply_source(event)
+            left = self._apply_source(event)
         elif event.type not in LOG_EVENTS:
             raise EventUnknown(event)
-        return Applied(self._apply_operation(event), resource)
+        return Applied(self._apply_operation(event), *left)
 
     def _image_row(self, image_id: str) -> tuple[int, Image] | None:
+        """The current version and its position. `decide` and `apply` ask for the same one, so it is kept."""
+        if image_id in self._images:
+            return self._images[image_id]
         row = self._execute(IMAGE_CURRENT, (image_id,)).fetchone()
-        if row is None or row[1] is not None:
-            return None
-        since, _, state, state_crc = row
-        return since, cast("Image", unpack(state, state_crc, table="image", since=since))
+        found = None
+        if row is not None and row[1] is None:
+            since, _, state, state_crc = row
+            found = since, cast("Image", unpack(state, state_crc, table="image", since=since))
+        self._images[image_id] = found
+        return found
 
     def _source_row(self, source_id: str) -> tuple[int, Source] | None:
         row = self._execute(SOURCE_CURRENT, (source_id,)).fetchone()
@@ -181,45 +195,38 @@ class Projector:
         since, _, state, state_crc = row
         return since, cast("Source", unpack(state, state_crc, table="source", since=since))
 
-    def _apply_image(self, event: Event) -> Image | None:
-        row = self._image_row(event.resource_id or "")
+    def _apply_image(self, event: Event) -> tuple[Image | None, bytes | None, str | None]:
+        image_id, position = event.resource_id or "", event.position
+        row = self._image_row(image_id)
         before = None if row is None else row[1]
         after = evolve_image(before, event)
+        wire = None
         if row is not None:
-            self._execute(IMAGE_CLOSE, (event.position, row[0]))
-        if after is not None:
-            self._insert_image(after, event.position)
+            self._execute(IMAGE_CLOSE, (position, row[0]))
+        if after is None:
+            self._images[image_id] = None
+        else:
+            self._images[image_id] = position, after
+            wire = self._encode(after)
+            self._execute(IMAGE_INSERT, (*image_row(after, position), None, wire, crc(wire, position)))
         there = after or before
         if there is None:
-            raise AssertionError(f"position {event.position}: an image event without an image")
+            raise AssertionError(f"position {position}: an image event without an image")
         if before is None:
-            self._execute(LIFE_INSERT, (there["folder_id"], there["id"], event.position))
+            self._execute(LIFE_INSERT, (there["folder_id"], image_id, position, None))
         elif after is None:
-            self._execute(LIFE_CLOSE, (event.position, there["folder_id"], there["id"]))
-        if there["family"] and _is_ready(before) != _is_ready(after):
-            self._refresh_family(there, event.position)
-        return after
+            self._execute(LIFE_CLOSE, (position, there["folder_id"], image_id))
+        if _is_ready(before) == _is_ready(after):
+            return after, wire, None
+        if there["family"]:
+            self._refresh_family(there, position)
+        return after, wire, self._refresh_use(there, is_used=after is not None)
 
-    def _insert_image(self, image: Image, since: Position) -> None:
-        state = pack(image)
-        wire = self._encode(image)
-        self._execute(
-            IMAGE_INSERT,
-            (
-                since,
-                image["id"],
-                image["folder_id"],
-                image["name"],
-                image["family"],
-                image["status"],
-                image["created_at"],
-                image["born"],
-                state,
-                crc(state, since),
-                wire,
-                crc(wire, since),
-            ),
-        )
+    def _refresh_use(self, resource: Image | Source, *, is_used: bool) -> str | None:
+        """The blob that the resource gave up, if it did. Others may use it still."""
+        sha256 = resource["blob"]["sha256"]
+        self._execute(BLOB_USE_INSERT if is_used else BLOB_USE_DELETE, (sha256, resource["id"]))
+        return None if is_used else sha256
 
     def _refresh_family(self, image: Image, position: Position) -> None:
         family = (image["folder_id"], image["family"])
@@ -231,18 +238,18 @@ class Projector:
                 return
             self._execute(FAMILY_CLOSE, (position, *family, current[0]))
         if latest is not None:
-            self._execute(FAMILY_INSERT, (*family, position, latest))
+            self._execute(FAMILY_INSERT, (*family, position, latest, None))
 
-    def _apply_source(self, event: Event) -> Source | None:
+    def _apply_source(self, event: Event) -> tuple[Source | None, None, str | None]:
         row = self._source_row(event.resource_id or "")
         after = evolve_source(None if row is None else row[1], event)
-        if row is not None:
-            self._execute(SOURCE_CLOSE, (event.position, row[0]))
         if after is not None:
-            state = pack(after)
-            since = event.position
-            self._execute(SOURCE_INSERT, (since, after["id"], after["folder_id"], state, crc(state, since)))
-        return after
+            self._execute(SOURCE_INSERT, (*source_row(after, event.position), None))
+            return after, None, self._refresh_use(after, is_used=True)
+        if row is None:
+            raise AssertionError(f"position {event.position}: a source event without a source")
+        self._execute(SOURCE_CLOSE, (event.position, row[0]))
+        return after, None, self._refresh_use(row[1], is_used=False)
 
     def _apply_operation(self, event: Event) -> Operation | None:
         if event.operation_id is None:
@@ -252,21 +259,7 @@ class Projector:
         after = evolve_operation(before, event)
         if before is not None:
             self._execute(OPERATION_CLOSE, (event.position, before["last"]))
-        state = pack(after)
-        self._execute(
-            OPERATION_INSERT,
-            (
-                event.position,
-                after["id"],
-                after["resource_id"],
-                after["first"],
-                after["created_by"],
-                after["method"],
-                after["key"],
-                state,
-                crc(state, event.position),
-            ),
-        )
+        self._execute(OPERATION_INSERT, (*operation_row(after, event.position), None))
         return after
 
 
@@ -286,9 +279,18 @@ def catch_up(
     after: int,
     on_progress: Callable[[int], None] = lambda position: None,
 ) -> int:
-    """The position reached: everything in the log after `after` is applied, a transaction for each batch."""
+    """The position reached: everything in the log after `after` is applied, a transaction for each batch.
+
+    `on_progress` hears of every position that is committed, also where an event stops it: what came before an
+    unknown event stays applied. Raises EventUnknown, SchemaTooNew, EventStoreError, Error.
+    """
     position = after
     last: Event | None = None
+
+    def commit(event: Event) -> None:
+        projector.commit(last=event, leaf=log.leaf(event.position))
+        on_progress(event.position)
+
     try:
         for event in log.events(after=after):
             if last is None:
@@ -296,13 +298,15 @@ def catch_up(
             projector.apply(event)
             last, position = event, event.position
             if position % BATCH_EVENTS == 0:
-                projector.commit(last=event, leaf=log.leaf(event.position))
+                commit(event)
                 last = None
-                on_progress(position)
         if last is not None:
-            projector.commit(last=last, leaf=log.leaf(last.position))
-            on_progress(position)
-    except BaseException:
-        projector.rollback()
+            commit(last)
+    except (EventUnknown, SchemaTooNew):
+        # Such an event is refused before a row of it is written, so the rows are those up to `last`.
+        if last is not None:
+            commit(last)
         raise
+    finally:
+        projector.rollback()
     return position

@@ -11,10 +11,10 @@ from .domain.command import Image, Operation, Source
 from .domain.refusals import NotFound
 from .filters import Condition, Order, to_sql
 from .pages import Page, PageTokenInvalid
-from .projector import Encode
-from .rows import OperationView, checked, left_by, unpack
+from .rows import Encode, OperationView, checked, left_by, unpack
 
 PAGE_BYTES_MAX = 3_670_016  # 3.5 MiB: clients refuse answers over 4 MiB.
+POSITION_DIGITS_MAX = 18  # SQLite's integers end at 19.
 
 APPLIED = "SELECT log_id, position, at FROM applied"
 
@@ -75,6 +75,13 @@ WHERE resource_id = :id AND first < :before AND since <= :at AND (until IS NULL 
 ORDER BY first DESC
 LIMIT :limit
 """
+UNFINISHED = """
+SELECT since, state, state_crc
+FROM image
+WHERE until IS NULL AND status = 'CREATING'
+ORDER BY since
+"""
+BLOB_USED = "SELECT 1 FROM blob_use WHERE sha256 = :sha256 LIMIT 1"
 BORN = "SELECT min(since) FROM image WHERE id = :id"
 SOURCE = """
 SELECT since, until, state, state_crc
@@ -234,6 +241,18 @@ class Queries:
             rows = self._execute(OPERATIONS, values).fetchall()
             return [self._view(*row) for row in rows], position
 
+    def unfinished(self) -> list[tuple[Operation, Image]]:
+        """Every operation that is still running, oldest first, with the image it makes. Raises RowDamaged."""
+        found: list[tuple[Operation, Image]] = []
+        for since, state, state_crc in self._execute(UNFINISHED).fetchall():
+            image = cast("Image", unpack(state, state_crc, table="image", since=since))
+            found.append((self.operation(image["operation_id"])[0].operation, image))
+        return found
+
+    def is_blob_used(self, sha256: str) -> bool:
+        """Whether a READY image or a registered source refers to the blob."""
+        return self._execute(BLOB_USED, {"sha256": sha256}).fetchone() is not None
+
     def _view(self, since: int, state: bytes, state_crc: int) -> OperationView:
         operation = cast("Operation", unpack(state, state_crc, table="operation", since=since))
         return OperationView(operation, left_by(self._connection, operation))
@@ -302,7 +321,7 @@ def _position(*, at: int | None, page: Page | None, applied: int) -> int:
 
 
 def _first_position(page: Page) -> int:
-    if not page.last_id.isdecimal():
+    if not page.last_id.isdecimal() or len(page.last_id) > POSITION_DIGITS_MAX:
         raise PageTokenInvalid("it is not one of this method")
     return int(page.last_id)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import msgpack
@@ -12,6 +12,24 @@ from eventstore.database import Connection
 
 from .domain.command import Image, Operation, Source
 
+Encode = Callable[[Image], bytes]
+
+# One insert a table, the same for a live projection and a rebuild; the columns of the *_row functions first.
+IMAGE_INSERT = """
+INSERT INTO image (since, id, folder_id, name, family, status, created_at, born, state, state_crc,
+                   until, wire, wire_crc)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+LIFE_INSERT = "INSERT INTO image_life (folder_id, id, born, died) VALUES (?, ?, ?, ?)"
+FAMILY_INSERT = "INSERT INTO family_latest (folder_id, family, since, image_id, until) VALUES (?, ?, ?, ?, ?)"
+OPERATION_INSERT = """
+INSERT INTO operation (since, id, resource_id, first, actor, method, key, state, state_crc, until)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+SOURCE_INSERT = "INSERT INTO source (since, id, folder_id, state, state_crc, until) VALUES (?, ?, ?, ?, ?, ?)"
+APPLIED_UPDATE = "UPDATE applied SET position = ?, leaf = ?, at = ?"
+
+BLOB_USE_INSERT = "INSERT INTO blob_use (sha256, id) VALUES (?, ?)"
 IMAGE_VERSION = "SELECT state, state_crc FROM image WHERE since = ?"
 SOURCE_VERSION = "SELECT state, state_crc FROM source WHERE since = ?"
 
@@ -49,6 +67,43 @@ def unpack(payload: bytes, stored_crc: int, *, table: str, since: int) -> Mappin
     if zlib.crc32(payload, since & 0xFFFFFFFF) != stored_crc:
         raise RowDamaged(table=table, position=since)
     return cast("Mapping[str, Any]", msgpack.unpackb(payload))
+
+
+def image_row(image: Image, since: int) -> tuple[Any, ...]:
+    """The columns of a version that do not change when it is followed by another."""
+    state = pack(image)
+    return (
+        since,
+        image["id"],
+        image["folder_id"],
+        image["name"],
+        image["family"],
+        image["status"],
+        image["created_at"],
+        image["born"],
+        state,
+        crc(state, since),
+    )
+
+
+def operation_row(operation: Operation, since: int) -> tuple[Any, ...]:
+    state = pack(operation)
+    return (
+        since,
+        operation["id"],
+        operation["resource_id"],
+        operation["first"],
+        operation["created_by"],
+        operation["method"],
+        operation["key"],
+        state,
+        crc(state, since),
+    )
+
+
+def source_row(source: Source, since: int) -> tuple[Any, ...]:
+    state = pack(source)
+    return (since, source["id"], source["folder_id"], state, crc(state, since))
 
 
 class OperationView(NamedTuple):

@@ -71,6 +71,13 @@ CREATE TABLE operation (
   state_crc INTEGER NOT NULL
 ) STRICT;
 
+-- Which blobs something current refers to, an image or a source: the others may be unlinked.
+CREATE TABLE blob_use (
+  sha256 TEXT NOT NULL,
+  id TEXT NOT NULL,
+  PRIMARY KEY (sha256, id)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE source (
   since INTEGER PRIMARY KEY,
   until INTEGER,
@@ -90,6 +97,8 @@ CREATE INDEX image_folder ON image (folder_id, id) WHERE until IS NULL;
 CREATE UNIQUE INDEX image_name ON image (folder_id, name) WHERE until IS NULL AND name != '';
 -- List by family, and which image a family falls back to when its latest is deleted.
 CREATE INDEX image_family ON image (folder_id, family, born) WHERE until IS NULL AND family != '';
+-- What a crash left unfinished, found at start without a scan.
+CREATE INDEX image_creating ON image (since) WHERE until IS NULL AND status = 'CREATING';
 -- Get of an operation.
 CREATE INDEX operation_version ON operation (id, since);
 -- ListOperations, newest first.

@@ -15,9 +15,11 @@ from eventstore import database
 from eventstore.errors import EventStoreError
 from eventstore.log import LogReader
 
+from .bulk import build_rows
 from .digest import digest
-from .projector import Encode, Projector, catch_up
+from .projector import Projector, catch_up
 from .queries import Queries
+from .rows import Encode, RowDamaged
 from .schema import PROJECTOR_VERSION, create_indexes, migrations
 
 CURRENT = "CURRENT"
@@ -55,15 +57,14 @@ class ProjectionFiles:
 
     def current(self) -> Path | None:
         """The live file, or None where there is none yet or it is gone."""
-        try:
-            name = (self.directory / CURRENT).read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
+        name = self._named()
+        if name is None:
             return None
-        path = self.directory / name
         if FILE_NAME.fullmatch(name) is None:
             raise ProjectionRefused(
                 self.directory / CURRENT, f"it names {name[:64]!r}, which is no projection"
             )
+        path = self.directory / name
         return path if path.is_file() else None
 
     def unused(self) -> Path:
@@ -89,8 +90,15 @@ class ProjectionFiles:
 
     def _names(self) -> list[str]:
         names = [entry.name for entry in self.directory.iterdir()]
-        current = self.directory / CURRENT
-        return [*names, current.read_text(encoding="utf-8").strip()] if current.is_file() else names
+        named = self._named()
+        return names if named is None else [*names, named]
+
+    def _named(self) -> str | None:
+        """What CURRENT says, whatever bytes it holds; None where there is no such file."""
+        try:
+            return (self.directory / CURRENT).read_text(encoding="utf-8", errors="replace").strip()
+        except FileNotFoundError:
+            return None
 
 
 def open_live(
@@ -113,7 +121,10 @@ def open_live(
 
 
 def check(path: Path, log: LogReader) -> int | None:
-    """The applied position; None where another projector version made it. Raises ProjectionRefused."""
+    """The applied position; None where another projector version made it. Raises ProjectionRefused.
+
+    The log's identity comes first: a file of another log is foreign, whichever version made it.
+    """
     try:
         connection = database.connect(path, access="read", synchronous="NORMAL")
         try:
@@ -127,18 +138,20 @@ def check(path: Path, log: LogReader) -> int | None:
     if row is None:
         raise ProjectionRefused(path, "it says nothing of how far it has come")
     log_id, position, leaf, version = row
-    if version != PROJECTOR_VERSION:
-        return None
     head = log.head()
     if log_id != log.log_id:
-        raise ProjectionRefused(path, f"it is of log {log_id} and the log here is {log.log_id}")
+        raise ProjectionRefused(
+            path,
+            f"it is of log {log_id} (applied position {position}), and the log here is {log.log_id}"
+            f" (head {head})",
+        )
     if position > head:
         raise ProjectionRefused(path, f"it has applied position {position}, and the log ends at {head}")
     if position and log.leaf(position) != leaf:
         raise ProjectionRefused(
             path, f"its event at position {position} is another one than the log's (head {head})"
         )
-    return int(position)
+    return int(position) if version == PROJECTOR_VERSION else None
 
 
 def build(
@@ -151,10 +164,9 @@ def build(
     try:
         _create(connection, log.log_id)
         head = log.head()
-        projector = Projector(connection, encode=encode)
-        catch_up(projector, log, after=0, on_progress=lambda position: on_progress(position, head))
-        connection.execute("PRAGMA synchronous = FULL")
-        database.checkpoint_truncate(connection)
+        build_rows(connection, log, encode=encode, on_progress=lambda position: on_progress(position, head))
+        create_indexes(Database(connection, recursive_triggers=False, execute_plugins=False))
+        _make_durable(connection, path)
     finally:
         connection.close()
     return path
@@ -208,7 +220,7 @@ def _digest_before(files: ProjectionFiles, log: LogReader, *, encode: Encode) ->
     try:
         _catch_up(path, log, applied, encode=encode, on_progress=lambda done, head: None)
         return digest_of(path)
-    except (database.Error, AssertionError):
+    except (database.Error, RowDamaged, AssertionError):
         return None
 
 
@@ -223,9 +235,20 @@ def _catch_up(path: Path, log: LogReader, applied: int, *, encode: Encode, on_pr
         projector.close()
 
 
+def _make_durable(connection: database.Connection, path: Path) -> None:
+    """Get every page of a file that was written without syncs onto the disk.
+
+    SQLite syncs the file at a checkpoint that has pages to move; the write before it makes sure of one, as
+    automatic checkpoints may have moved all others, unsynced.
+    """
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("UPDATE applied SET position = position")
+    if not database.checkpoint_truncate(connection):
+        raise ProjectionRefused(path, "it could not be written to the disk in full")
+
+
 def _create(connection: database.Connection, log_id: str) -> None:
     database.migrate(connection, migrations)
-    create_indexes(Database(connection, recursive_triggers=False, execute_plugins=False))
     connection.execute(
         """
         INSERT INTO applied (one, log_id, position, leaf, at, projector_version)

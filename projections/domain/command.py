@@ -74,6 +74,7 @@ class Image(TypedDict):
     source: dict[str, str]
     status: str
     storage_size: int
+    uri_had_query: bool
 
 
 class Source(TypedDict):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from .command import Asked, Decision, State
+from .command import Decision, State
 from .image import CreateImage, DeleteImage, UpdateImage, decide_create, decide_delete, decide_update
+from .imports import FailImport, FinishImport, decide_fail, decide_finish
 from .operation import CancelOperation, decide_cancel, repeated
 from .source import RegisterSource, RemoveSource, decide_register, decide_remove
 
-Command = CreateImage | UpdateImage | DeleteImage | RegisterSource | RemoveSource | CancelOperation
+# A beginning is an operation's first event and may repeat an earlier one; an ending goes on with one.
+Beginning = CreateImage | UpdateImage | DeleteImage | RegisterSource | RemoveSource
+Ending = CancelOperation | FinishImport | FailImport
+Command = Beginning | Ending
 
 
 def decide(state: State, command: Command, *, at: int) -> Decision:
@@ -18,18 +22,18 @@ def decide(state: State, command: Command, *, at: int) -> Decision:
     Pure: ids come in with the command, and `at` (nanoseconds, the batch's stamp) serves only for
     the 24 hours of an Idempotency-Key. Raises Refused.
     """
-    if isinstance(command, CancelOperation):
-        return decide_cancel(state, command)
-    return repeated(state, asked_of(command), at=at) or _decide_new(state, command)
+    match command:
+        case CancelOperation():
+            return decide_cancel(state, command)
+        case FinishImport():
+            return decide_finish(state, command)
+        case FailImport():
+            return decide_fail(state, command)
+        case _:
+            return repeated(state, command.asked, at=at) or _decide_beginning(state, command)
 
 
-def asked_of(command: Command) -> Asked:
-    return command.asked
-
-
-def _decide_new(
-    state: State, command: CreateImage | UpdateImage | DeleteImage | RegisterSource | RemoveSource
-) -> Decision:
+def _decide_beginning(state: State, command: Beginning) -> Decision:
     match command:
         case CreateImage():
             return decide_create(state, command)

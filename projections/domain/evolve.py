@@ -70,9 +70,13 @@ class MemoryState:
         return None if operation_id is None else self.operations[operation_id]
 
     def apply(self, event: Event) -> Change:
-        """Fold one event in, in order of position. Raises EventUnknown."""
+        """Fold one event in, in order of position. Raises EventUnknown, and changes nothing then."""
+        change = self._apply_resource(event)
         if event.operation_id is not None:
             self._apply_operation(event, event.operation_id)
+        return change
+
+    def _apply_resource(self, event: Event) -> Change:
         if event.type in IMAGE_EVENTS:
             return self._apply_image(event)
         if event.type in SOURCE_EVENTS:
@@ -84,7 +88,8 @@ class MemoryState:
     def _apply_operation(self, event: Event, operation_id: str) -> None:
         operation = evolve_operation(self.operations.get(operation_id), event)
         self.operations[operation_id] = operation
-        if operation["key"]:
+        # Only its first event: an old operation that ends later must not take its key back from a newer one.
+        if event.key is not None:
             self._keyed[operation["created_by"], operation["method"], operation["key"]] = operation_id
 
     def _apply_image(self, event: Event) -> Change:

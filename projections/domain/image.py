@@ -15,14 +15,16 @@ MIN_DISK_SIZE_STEP = 4 * 1024 * 1024
 PRODUCT_IDS_MAX = 64
 UPDATABLE = ("description", "labels", "min_disk_size", "name")
 DEFAULT_HARDWARE: dict[str, Value] = {"legacy_features": {"pci_topology": "PCI_TOPOLOGY_V1"}}
+UPLOADED: Mapping[str, Any] = {"hardware_generation": DEFAULT_HARDWARE}  # What a uri has to inherit from.
 SOURCE_KINDS = {"image_id": "Image", "disk_id": "Disk", "snapshot_id": "Snapshot"}
 CANCELLED = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateImage:
-    """Make an image from an image, a disk or a snapshot. `given` names the fields the caller set.
+    """Make an image from an image, a disk, a snapshot or a uri. `given` names the fields the caller set.
 
+    `source_id` is the uri without its query where `source_field` says so; `uri_had_query` if it had one.
     `os` and `hardware_generation` are None where the caller left them to be inherited.
     """
 
@@ -31,6 +33,7 @@ class CreateImage:
     folder_id: str
     source_field: str
     source_id: str
+    uri_had_query: bool = False
     given: tuple[str, ...]
     name: str = ""
     description: str = ""
@@ -70,11 +73,36 @@ def without_defaults(data: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def decide_create(state: State, command: CreateImage) -> list[NewEvent]:
-    """Two events: an image from what is already stored is born done."""
+    """Two events: an image from what is already stored is born done. From a uri one: the bytes come later."""
+    stream = folder_stream(command.folder_id)
+    if command.source_field == "uri":
+        _free_name(state, command)
+        return [NewEvent(stream, "ImageCreationStarted", command.image_id, _start(command, UPLOADED))]
     parent = _parent(state, command)
     min_disk_size = _min_disk_size(command, parent)
+    _free_name(state, command)
+    started = _start(command, parent) | {"min_disk_size": min_disk_size}
+    created = without_defaults(
+        {
+            "size": parent["size"],
+            "storage_size": parent["storage_size"],
+            "min_disk_size": min_disk_size,
+            "blob": dict(parent["blob"]),
+        }
+    )
+    return [
+        NewEvent(stream, "ImageCreationStarted", command.image_id, started),
+        NewEvent(stream, "ImageCreated", command.image_id, created),
+    ]
+
+
+def _free_name(state: State, command: CreateImage) -> None:
     if command.name and state.image_named(folder_id=command.folder_id, name=command.name) is not None:
         raise NameTaken("Image", command.name)
+
+
+def _start(command: CreateImage, parent: Mapping[str, Any]) -> dict[str, Value]:
+    """The data of ImageCreationStarted, all defaults and inheritance resolved."""
     started = without_defaults(
         {
             "folder_id": command.folder_id,
@@ -85,23 +113,14 @@ def decide_create(state: State, command: CreateImage) -> list[NewEvent]:
             "product_ids": _product_ids(command, parent),
             "pooled": command.pooled,
             "given": cast("list[Value]", sorted(command.given)),
-            "min_disk_size": min_disk_size,
+            "min_disk_size": command.min_disk_size,
+            "uri_had_query": command.uri_had_query,
         }
     )
     started["source"] = {command.source_field: command.source_id}
     started["os"] = _os(command, parent)
     started["hardware_generation"] = dict(command.hardware_generation or parent["hardware_generation"])
-    created: dict[str, Value] = {
-        "size": parent["size"],
-        "storage_size": parent["storage_size"],
-        "min_disk_size": min_disk_size,
-        "blob": dict(parent["blob"]),
-    }
-    stream = folder_stream(command.folder_id)
-    return [
-        NewEvent(stream, "ImageCreationStarted", command.image_id, started),
-        NewEvent(stream, "ImageCreated", command.image_id, created),
-    ]
+    return started
 
 
 def decide_update(state: State, command: UpdateImage) -> list[NewEvent]:
@@ -154,20 +173,20 @@ def _min_disk_size(command: CreateImage, parent: Image | Source) -> int:
         raise AssertionError(f"min_disk_size of {parent['id']} is {smallest!r}")
     if not command.min_disk_size:
         return smallest or smallest_disk(parent["size"])
-    return _at_least(command.min_disk_size, max(smallest, parent["size"]))
+    return at_least(command.min_disk_size, max(smallest, parent["size"]))
 
 
 def _updated_disk_size(asked: int, image: Image) -> int:
-    return _at_least(asked, image["size"]) if asked else smallest_disk(image["size"])
+    return at_least(asked, image["size"]) if asked else smallest_disk(image["size"])
 
 
-def _at_least(asked: int, smallest: int) -> int:
+def at_least(asked: int, smallest: int) -> int:
     if asked < smallest:
         raise ValueRefused("min_disk_size", f"Minimal disk size should be greater or equal than {smallest}")
     return asked
 
 
-def _product_ids(command: CreateImage, parent: Image | Source) -> list[Value]:
+def _product_ids(command: CreateImage, parent: Mapping[str, Any]) -> list[Value]:
     inherited = cast("list[str]", parent.get("product_ids", []))
     merged = list(dict.fromkeys([*inherited, *command.product_ids]))
     if len(merged) > PRODUCT_IDS_MAX:
@@ -179,7 +198,7 @@ def _product_ids(command: CreateImage, parent: Image | Source) -> list[Value]:
     return cast("list[Value]", merged)
 
 
-def _os(command: CreateImage, parent: Image | Source) -> dict[str, Value]:
+def _os(command: CreateImage, parent: Mapping[str, Any]) -> dict[str, Value]:
     inherited = cast("Mapping[str, Value]", parent.get("os", {"type": "LINUX"}))
     if not command.os:
         return dict(inherited)
@@ -247,4 +266,5 @@ def _started(event: Event, data: Mapping[str, Any]) -> Image:
         "source": data["source"],
         "status": "CREATING",
         "storage_size": 0,
+        "uri_had_query": data.get("uri_had_query", False),
     }

@@ -12,6 +12,18 @@ from .command import HOURS_24_NS, Asked, NewEvent, Operation, Repeat, State, fol
 from .image import CANCELLED
 from .refusals import KeyReused, NotFound
 
+IMAGE_SERVICE = "yandex.cloud.compute.v1.ImageService"
+SOURCE_SERVICE = "imageledger.v1.SourceService"
+
+# What an operation says of itself, by the rpc that began it.
+DESCRIPTIONS = {
+    f"{IMAGE_SERVICE}/Create": "Create image",
+    f"{IMAGE_SERVICE}/Update": "Update image",
+    f"{IMAGE_SERVICE}/Delete": "Delete image",
+    f"{SOURCE_SERVICE}/Upload": "Register source",
+    f"{SOURCE_SERVICE}/Remove": "Remove source",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelOperation:
