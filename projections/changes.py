@@ -58,17 +58,12 @@ def changes(before: Image | Source | None, after: Image | Source | None) -> list
     A creation changes every field that it sets from None, and what ends an image or a source changes every
     field that was set to None, `id` and `status` included.
     """
-    old = {} if before is None else resource_json(before)
-    new = {} if after is None else resource_json(after)
-    there = after or before
-    order = SOURCE_FIELDS if there is not None and "kind" in there else IMAGE_FIELDS
-    return [Change(name, old.get(name), new.get(name)) for name in order if old.get(name) != new.get(name)]
-
-
-def resource_json(resource: Image | Source) -> dict[str, Json]:
-    if "kind" in resource:
-        return source_json(cast("Source", resource))
-    return image_json(resource)
+    old, new = _columns(before), _columns(after)
+    fields = SOURCE_FIELDS if "kind" in (new or old) else IMAGE_FIELDS
+    # The states first: most fields of an update are as they were, and need no mapping to tell.
+    differing = [name for name in fields if old.get(name) != new.get(name)]
+    mapped = [Change(name, _value(name, old.get(name)), _value(name, new.get(name))) for name in differing]
+    return [change for change in mapped if change.old != change.new]
 
 
 def image_json(image: Image) -> dict[str, Json]:
@@ -78,19 +73,30 @@ def image_json(image: Image) -> dict[str, Json]:
 
 def source_json(source: Source) -> dict[str, Json]:
     """The Source message in protobuf's JSON mapping with proto field names."""
-    return _json(SOURCE_FIELDS, {**source, **source["blob"]})
+    return _json(SOURCE_FIELDS, _columns(source))
 
 
-def _json(fields: tuple[str, ...], state: Mapping[str, Any]) -> dict[str, Json]:
-    # A time is a message, which is there even where it is the epoch itself.
-    return {name: _value(name, state[name]) for name in fields if state[name] or name == "created_at"}
+def _json(fields: tuple[str, ...], columns: Mapping[str, Any]) -> dict[str, Json]:
+    values = ((name, _value(name, columns[name])) for name in fields)
+    return {name: value for name, value in values if value is not None}
 
 
-def _value(name: str, value: Any) -> Json:
+def _columns(resource: Image | Source | None) -> Mapping[str, Any]:
+    """The state with the fields of the message at its top level; empty where there is none."""
+    if resource is None:
+        return {}
+    return {**resource, **resource["blob"]} if "kind" in resource else resource
+
+
+def _value(name: str, value: Any) -> Json | None:
+    """A field as the message's JSON has it, None where it is left out."""
+    if name == "created_at":
+        # A time is a message, which is there even where it is the epoch itself.
+        return None if value is None else format_seconds(value)
+    if not value:
+        return None
     if name in SIZES:
         return str(value)
-    if name == "created_at":
-        return format_seconds(value)
     return _message(value) if name in ("os", "hardware_generation") else cast("Json", value)
 
 

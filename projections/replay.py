@@ -34,19 +34,22 @@ def changed(events: Iterable[Event]) -> Iterator[tuple[Event, Change]]:
     The events must be complete from the first on, at least those of each resource. What is kept in memory is
     what is there at the time. Raises EventUnknown, SchemaTooNew.
     """
+    return _folded(MemoryState(), events)
+
+
+def state_after(events: Iterable[Event]) -> MemoryState:
+    """The state that these events lead to, without operations that are done. Raises as `changed` does."""
     state = MemoryState()
+    for _ in _folded(state, events):
+        pass
+    return state
+
+
+def _folded(state: MemoryState, events: Iterable[Event]) -> Iterator[tuple[Event, Change]]:
     for event in events:
         change = state.apply(upcast(event, UPCASTERS))
         _forget_if_done(state, event.operation_id)
         yield event, change
-
-
-def state_after(events: Iterable[Event]) -> MemoryState:
-    """The state that these events lead to. Raises EventUnknown, SchemaTooNew."""
-    state = MemoryState()
-    for event in events:
-        state.apply(upcast(event, UPCASTERS))
-    return state
 
 
 def _forget_if_done(state: MemoryState, operation_id: str | None) -> None:

@@ -56,17 +56,17 @@ def crc(payload: bytes, since: int) -> int:
     return zlib.crc32(payload, since & 0xFFFFFFFF)
 
 
-def checked(payload: bytes, stored_crc: int, *, table: str, since: int) -> bytes:
-    if zlib.crc32(payload, since & 0xFFFFFFFF) != stored_crc:
+def checked(payload: bytes | None, stored_crc: int, *, table: str, since: int) -> bytes:
+    """The payload of a row. Raises RowDamaged, also for one that is not there."""
+    if payload is None or zlib.crc32(payload, since & 0xFFFFFFFF) != stored_crc:
         raise RowDamaged(table=table, position=since)
     return payload
 
 
 def unpack(payload: bytes, stored_crc: int, *, table: str, since: int) -> Mapping[str, Any]:
     """The state in a row. Raises RowDamaged."""
-    if zlib.crc32(payload, since & 0xFFFFFFFF) != stored_crc:
-        raise RowDamaged(table=table, position=since)
-    return cast("Mapping[str, Any]", msgpack.unpackb(payload))
+    whole = checked(payload, stored_crc, table=table, since=since)
+    return cast("Mapping[str, Any]", msgpack.unpackb(whole))
 
 
 def image_row(image: Image, since: int) -> tuple[Any, ...]:

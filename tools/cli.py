@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -9,8 +10,18 @@ from importlib.metadata import version
 
 import click
 
+# Else gRPC tells stderr of every failed handshake; it reads this when it is loaded. Errors of its own stay.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
 from tools.errors import explain
+from tools.export import export
+from tools.image import image
+from tools.operation import operation
+from tools.rebuild import rebuild
+from tools.replay import replay
 from tools.serve import serve
+from tools.source import source
+from tools.status import status
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -29,7 +40,14 @@ def cli() -> None:
     """
 
 
+cli.add_command(export)
+cli.add_command(rebuild)
+cli.add_command(replay)
 cli.add_command(serve)
+cli.add_command(status)
+cli.add_command(image)
+cli.add_command(operation)
+cli.add_command(source)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,21 +57,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """The exit code of a command line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A character that the locale has no code for is no reason to fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         result = cli.main(args=arguments, prog_name="imageledger", standalone_mode=False)
-        sys.stdout.flush()
+        _flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; the interpreter must not complain when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit):
+        # Out of standalone mode click exits by itself only for a broken pipe.
+        _drop_output()
         return 0
     except Exception as error:
         return _failed(error)
     return result if isinstance(result, int) else 0
+
+
+def _flush() -> None:
+    # There is no stdout at all where the caller closed it.
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _drop_output() -> None:
+    """Whoever read the output has seen enough; the interpreter must not complain when it flushes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _failed(error: Exception) -> int:
@@ -64,6 +96,10 @@ def _failed(error: Exception) -> int:
     print(f"error: {code}: {message}", file=sys.stderr)
     if remedy is not None:
         print(remedy, file=sys.stderr)
+    try:
+        _flush()
+    except OSError:
+        _drop_output()
     return EXIT_FAILED
 
 

@@ -59,6 +59,8 @@ def explain(error: Exception) -> tuple[str, str, str | None] | None:
     for kind in type(error).__mro__:
         if kind in CODES:
             return (CODES[kind], *_split(str(error)))
+    if isinstance(error, UnicodeEncodeError):
+        return "INVALID_ARGUMENT", f"not UTF-8 text: {ascii(error.object)[:100]}", None
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return "UNAVAILABLE", f"{where}{error.strerror or error}", None

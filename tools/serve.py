@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,67 @@ import click
 from projections.moments import format_time
 from server.config import Config
 from server.main import serve as run_server
-from tools.options import data_option, option
+from tools.options import data_option, option, size
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|m|min|h|d)?")
+SECONDS = {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+def duration(text: str) -> float:
+    """Seconds of a number, or of one with s, min, h or d. Raises BadParameter."""
+    found = DURATION.fullmatch(text.strip())
+    if found is None:
+        raise click.BadParameter(
+            f"{text!r} is no time: give seconds, or a number with min, h or d, like 15min"
+        )
+    return float(found[1]) * SECONDS[found[2]]
+
+
+def share(text: str) -> float:
+    """A share, 0 to 1, of a percentage like 5%. Raises BadParameter."""
+    number = text.strip().removesuffix("%")
+    try:
+        value = float(number) / 100
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise click.BadParameter(f"{text!r} is no percentage from 0% to 99%")
+    return value
+
+
+def read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """Options from a TOML file, below the command line and the environment. Raises BadParameter."""
+    if path is None:
+        return None
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise click.BadParameter(f"cannot read {path}: {error}", context, parameter) from None
+    known = {option.name: option for option in context.command.params if option.name != parameter.name}
+    named = {key.replace("-", "_"): value for key, value in values.items()}
+    for key in named:
+        if key not in known:
+            names = ", ".join(str(name).replace("_", "-") for name in sorted(filter(None, known)))
+            raise click.BadParameter(
+                f"{path} has {key.replace('_', '-')!r}, which is no option of serve; there are {names}",
+                context,
+                parameter,
+            )
+    context.default_map = {**(context.default_map or {}), **{key: _as_given(named[key]) for key in named}}
+    return path
+
+
+def _as_given(value: Any) -> Any:
+    """A TOML value as the command line would have it, so that one converter reads both."""
+    if isinstance(value, bool):
+        return value
+    return [str(item) for item in value] if isinstance(value, list) else str(value)
 
 
 @click.command()
+@option("--config", type=FILE, is_eager=True, callback=read_config, help="TOML file of these options.")
 @data_option
 @option(
     "--listen",
@@ -32,44 +88,55 @@ RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctim
 @option("--insecure", is_flag=True, help="Listen beyond loopback without TLS: tokens travel in plain text.")
 @option("--advertise", metavar="HOST:PORT", help="The address that ApiEndpointService names to clients.")
 @option(
-    "--allow-source", multiple=True, metavar="PREFIX", help="URL prefix that images may be imported from."
+    "--allow-source",
+    multiple=True,
+    metavar="PREFIX",
+    help="URL prefix that images may be imported from, like https://storage.example/images/ or"
+    " file:///srv/images/; repeat it for more. Without any, no URI is fetched.",
+)
+@option(
+    "--max-image-size", type=size, default="10G", metavar="SIZE", help="The most bytes an import may bring."
+)
+@option(
+    "--blob-grace",
+    type=duration,
+    default="15min",
+    metavar="TIME",
+    help="How long bytes that nothing refers to any more are kept.",
+)
+@option(
+    "--min-free",
+    type=share,
+    default="5%",
+    metavar="PERCENT",
+    help="Imports and uploads stop when less of the disk is free.",
 )
 @option(
     "--accept-clock", is_flag=True, help="Go on although the clock is far behind the log; recorded in it."
 )
 @option("--log-format", type=click.Choice(["text", "json"]), default="text", help="The form of log lines.")
 def serve(
-    data: Path,
-    listen: str,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    insecure: bool,
-    advertise: str | None,
-    allow_source: tuple[str, ...],
-    accept_clock: bool,
+    config: Path | None,
     log_format: str,
+    max_image_size: int,
+    blob_grace: float,
+    **options: Any,
 ) -> None:
     """Serve the ImageService API from the log in a data directory.
 
     Prints `listening on HOST:PORT` once calls are answered; SIGTERM or Ctrl-C stops it after the calls in
-    flight are answered.
+    flight are answered. A --config file has the options by their long names: `listen = "127.0.0.1:50051"`,
+    `allow-source = ["file:///srv/images/"]`.
 
     \b
     Example:
-      imageledger serve --data /var/lib/imageledger --listen 127.0.0.1:50051
+      imageledger serve --data /var/lib/imageledger --allow-source https://storage.example/images/
     """
     _log_to_stderr(log_format)
-    config = Config(
-        data=data,
-        listen=listen,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        insecure=insecure,
-        advertise=advertise,
-        allow_source=allow_source,
-        accept_clock=accept_clock,
+    run_server(
+        Config(image_bytes_max=max_image_size, blob_grace_s=blob_grace, **options),
+        say=lambda line: print(line, flush=True),
     )
-    run_server(config, say=lambda line: print(line, flush=True))
 
 
 def _log_to_stderr(log_format: str) -> None:

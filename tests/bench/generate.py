@@ -1,4 +1,4 @@
-"""Realistic logs of any size, from a seed: many small folders, a few large ones, some images updated hundreds of times.
+"""Realistic logs of any size, from a seed: many small folders, a few large ones, long-lived images.
 
 Events go through `decide` and the log's own append, so every one is what a server would have written.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from eventstore.event import Event, Position, Version, canonical
@@ -88,7 +89,7 @@ class _Generator:
     def _commands(self) -> Iterator[Command]:
         self._disk = self._id("fdd")
         yield RegisterSource(
-            asked=self._asked("Upload"),
+            asked=replace(self._asked(""), method="imageledger.v1.SourceService/Upload"),
             source_id=self._disk,
             folder_id="standard-images",
             kind="DISK",

@@ -33,3 +33,15 @@ class ReadBlobResponse(_message.Message):
     info: BlobInfo
     chunk: bytes
     def __init__(self, info: _Optional[_Union[BlobInfo, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class VerifyBlobRequest(_message.Message):
+    __slots__ = ("image_id",)
+    IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    image_id: str
+    def __init__(self, image_id: _Optional[str] = ...) -> None: ...
+
+class VerifyBlobResponse(_message.Message):
+    __slots__ = ("info",)
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    info: BlobInfo
+    def __init__(self, info: _Optional[_Union[BlobInfo, _Mapping]] = ...) -> None: ...

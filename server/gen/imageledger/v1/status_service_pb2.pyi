@@ -3,9 +3,10 @@
 import datetime
 
 from server.gen.google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -15,7 +16,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("log_id", "head", "applied_position", "newest_event", "blobs", "free_bytes", "total_bytes", "software", "read_only", "started_at")
+    __slots__ = ("log_id", "head", "applied_position", "newest_event", "blobs", "free_bytes", "total_bytes", "software", "read_only", "started_at", "imports")
     class NewestEvent(_message.Message):
         __slots__ = ("position", "type", "at")
         POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +33,21 @@ class Status(_message.Message):
         count: int
         bytes: int
         def __init__(self, count: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+    class Import(_message.Message):
+        __slots__ = ("operation_id", "image_id", "uri", "running", "bytes", "total_bytes")
+        OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
+        IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+        URI_FIELD_NUMBER: _ClassVar[int]
+        RUNNING_FIELD_NUMBER: _ClassVar[int]
+        BYTES_FIELD_NUMBER: _ClassVar[int]
+        TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+        operation_id: str
+        image_id: str
+        uri: str
+        running: bool
+        bytes: int
+        total_bytes: int
+        def __init__(self, operation_id: _Optional[str] = ..., image_id: _Optional[str] = ..., uri: _Optional[str] = ..., running: bool = ..., bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
     LOG_ID_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
     APPLIED_POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +58,7 @@ class Status(_message.Message):
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     READ_ONLY_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    IMPORTS_FIELD_NUMBER: _ClassVar[int]
     log_id: str
     head: int
     applied_position: int
@@ -52,4 +69,5 @@ class Status(_message.Message):
     software: str
     read_only: bool
     started_at: _timestamp_pb2.Timestamp
-    def __init__(self, log_id: _Optional[str] = ..., head: _Optional[int] = ..., applied_position: _Optional[int] = ..., newest_event: _Optional[_Union[Status.NewestEvent, _Mapping]] = ..., blobs: _Optional[_Union[Status.Blobs, _Mapping]] = ..., free_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., software: _Optional[str] = ..., read_only: bool = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    imports: _containers.RepeatedCompositeFieldContainer[Status.Import]
+    def __init__(self, log_id: _Optional[str] = ..., head: _Optional[int] = ..., applied_position: _Optional[int] = ..., newest_event: _Optional[_Union[Status.NewestEvent, _Mapping]] = ..., blobs: _Optional[_Union[Status.Blobs, _Mapping]] = ..., free_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., software: _Optional[str] = ..., read_only: bool = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., imports: _Optional[_Iterable[_Union[Status.Import, _Mapping]]] = ...) -> None: ...
