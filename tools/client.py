@@ -80,17 +80,19 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._channel.close()
 
-    def call(self, method: str, request: Message, answer: type[Answer]) -> Answer:
+    def call(
+        self, method: str, request: Message, answer: type[Answer], *, timeout_s: float = UNARY_TIMEOUT_S
+    ) -> Answer:
         """The answer of a unary call. `method` is `package.Service/Method`."""
-        return self.call_with_metadata(method, request, answer)[0]
+        return self.call_with_metadata(method, request, answer, timeout_s=timeout_s)[0]
 
     def call_with_metadata(
-        self, method: str, request: Message, answer: type[Answer]
+        self, method: str, request: Message, answer: type[Answer], *, timeout_s: float = UNARY_TIMEOUT_S
     ) -> tuple[Answer, dict[str, str | bytes]]:
         """The answer of a unary call, and the initial and trailing metadata that came with it."""
         stub = self._channel.unary_unary(f"/{method}", _bytes, answer.FromString)
         try:
-            message, call = stub.with_call(request, metadata=self._metadata, timeout=UNARY_TIMEOUT_S)
+            message, call = stub.with_call(request, metadata=self._metadata, timeout=timeout_s)
         except grpc.RpcError as error:
             raise self._failed(error) from error
         return message, {**dict(call.initial_metadata() or ()), **dict(call.trailing_metadata() or ())}
@@ -132,7 +134,7 @@ class Client:
         if code == "UNAVAILABLE":
             return self._unreachable(text)
         if code == "DEADLINE_EXCEEDED":
-            text = f"{self.endpoint} did not answer within {UNARY_TIMEOUT_S:g} s"
+            text = f"{self.endpoint} did not answer in time"
         return CallFailed(code, text or "the call failed", remedy=REMEDIES.get(code))
 
     def _unreachable(self, text: str) -> CallFailed:

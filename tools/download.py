@@ -13,7 +13,8 @@ from eventstore.database import fsync_directory
 from server.gen.imageledger.v1 import blob_service_pb2 as pb
 from tools.client import BLOBS, CallFailed, Client
 from tools.errors import CommandFailed
-from tools.output import Progress, note, size_text
+from tools.output import note, size_text
+from tools.progress import Progress
 
 CHUNK_BYTES = 1024 * 1024
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
+from server.gen.imageledger.v1 import blob_service_pb2
 from server.gen.yandex.cloud.compute.v1 import image_pb2, image_service_pb2
 from server.gen.yandex.cloud.operation import operation_pb2
-from tools.client import IMAGES, Client, pages, reader_options, writer_options
+from tools.client import BLOBS, IMAGES, Client, pages, reader_options, writer_options
 from tools.download import download_to_file, download_to_stdout
 from tools.operation import image_of, print_operation, state_of, wait_for
 from tools.options import (
@@ -34,6 +35,7 @@ from tools.output import (
 )
 
 SOURCES = {"image_id": "--image-id", "disk_id": "--disk-id", "snapshot_id": "--snapshot-id", "uri": "--uri"}
+VERIFY_TIMEOUT_S = 3600.0  # Gigabytes are read from a disk.
 UPDATABLE = ("name", "description", "min_disk_size")
 
 
@@ -298,6 +300,30 @@ def download(client: Client, image_id: str, to: Path, overwrite: bool, as_json: 
         print_json(document(info))
     else:
         print(f"{to}: {exact_size_text(info.storage_size)} {info.format}, SHA-256 {info.sha256}")
+
+
+@image.command()
+@click.argument("image_id", metavar="ID")
+@json_option
+@reader_options
+def verify(client: Client, image_id: str, as_json: bool) -> None:
+    """Have the server read an image's stored bytes again and compare their digest; exit 1 if it differs.
+
+    \b
+    Example:
+      imageledger image verify ID
+    """
+    request = blob_service_pb2.VerifyBlobRequest(image_id=image_id)
+    answer = client.call(
+        f"{BLOBS}/Verify", request, blob_service_pb2.VerifyBlobResponse, timeout_s=VERIFY_TIMEOUT_S
+    )
+    if as_json:
+        print_json(document(answer.info))
+    else:
+        info = answer.info
+        print(
+            f"{image_id}: {exact_size_text(info.storage_size)} {info.format}, SHA-256 {info.sha256}, verified"
+        )
 
 
 def print_image(found: image_pb2.Image, *, as_json: bool) -> None:

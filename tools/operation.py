@@ -13,7 +13,8 @@ from server.gen.yandex.cloud.operation import operation_pb2, operation_service_p
 from tools.client import OPERATIONS, Client, client_options, reader_options, writer_options
 from tools.errors import CommandFailed
 from tools.options import json_option, option
-from tools.output import Progress, document, note, print_json, print_pairs, shown
+from tools.output import document, note, print_json, print_pairs, shown
+from tools.progress import Progress
 
 POLL_INTERVAL_S = 1.0
 # How long a server may be away, to be restarted for example, before waiting is given up.

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import click
+
+from tools.output import size_text
 
 Item = TypeVar("Item")
 
 STEP_ITEMS = 1000
+REDRAW_S = 0.1
+BAR_CHARACTERS = 24
 
 
 @contextmanager
@@ -35,3 +41,46 @@ def counted(label: str, items: Iterable[Item]) -> Iterator[Item]:
             print(f"\r{label}: {number}", end="", file=sys.stderr, flush=True)
         yield item
     print(f"\r{label}: {number}", file=sys.stderr, flush=True)
+
+
+class Progress:
+    """One line on the terminal, redrawn as bytes come; silent where stderr is no terminal."""
+
+    def __init__(self, label: str, *, total_bytes: int) -> None:
+        """`total_bytes` 0 is unknown."""
+        self._label = label
+        self.total_bytes = total_bytes
+        self._started = time.monotonic()
+        self._first_bytes: int | None = None
+        self._next_draw = 0.0
+        self._drawn = False
+        self._is_live = sys.stderr is not None and sys.stderr.isatty()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._drawn:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def show(self, done_bytes: int) -> None:
+        now = time.monotonic()
+        if self._first_bytes is None:
+            # What was there before, of a resumed download, says nothing of the speed.
+            self._first_bytes = done_bytes
+        if not self._is_live or now < self._next_draw:
+            return
+        self._next_draw = now + REDRAW_S
+        self._drawn = True
+        speed = (done_bytes - self._first_bytes) / max(now - self._started, REDRAW_S)
+        line = f"{self._label}  {self._share(done_bytes)}  {size_text(int(speed))}/s"
+        columns = shutil.get_terminal_size().columns
+        print(f"\r\x1b[K{line[: columns - 1]}", end="", file=sys.stderr, flush=True)
+
+    def _share(self, done_bytes: int) -> str:
+        if not self.total_bytes:
+            return size_text(done_bytes)
+        share = min(done_bytes / self.total_bytes, 1.0)
+        filled = int(share * BAR_CHARACTERS)
+        bar = "#" * filled + "." * (BAR_CHARACTERS - filled)
+        return f"[{bar}] {share:4.0%}  {size_text(done_bytes)} of {size_text(self.total_bytes)}"

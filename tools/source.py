@@ -14,7 +14,8 @@ from server.gen.yandex.cloud.operation import operation_pb2
 from tools.client import SOURCES, Client, pages, reader_options, writer_options
 from tools.operation import print_operation
 from tools.options import folder_option, json_option, name_option, option
-from tools.output import Progress, Table, document, note, print_json, print_json_line, size_text
+from tools.output import Table, document, note, print_json, print_json_line, size_text
+from tools.progress import Progress
 
 CHUNK_BYTES = 256 * 1024
 

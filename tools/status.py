@@ -116,8 +116,16 @@ def _print(found: pb.Status, *, as_json: bool) -> None:
             ("newest event", f"{newest.position} {newest.type} {at}"),
             ("blobs", blobs),
             ("free space", free),
+            ("imports", f"{len(found.imports)} under way" if found.imports else ""),
+            *(("", _import_text(under_way)) for under_way in found.imports),
             ("software", found.software),
             ("read-only", "yes" if found.read_only else ""),
             ("started", found.started_at.ToJsonString() if found.HasField("started_at") else ""),
         )
     )
+
+
+def _import_text(under_way: pb.Status.Import) -> str:
+    total = size_text(under_way.total_bytes) if under_way.total_bytes else "?"
+    state = f"{size_text(under_way.bytes)} of {total}" if under_way.running else "queued"
+    return f"{under_way.image_id} from {under_way.uri}: {state}, operation {under_way.operation_id}"
