@@ -13,7 +13,8 @@ import re
 import secrets
 import stat
 import threading
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,8 @@ class BlobStore:
         # One placing, removal or count at a time: what a writer finds to be there stays until it returns.
         self._lock = threading.Lock()
         self._arriving: set[str] = set()
-        self._committed: set[str] = set()
+        # Digests that a commit has given out and whose event is not durable yet: never removed.
+        self._pins: Counter[str] = Counter()
         self._totals: tuple[int, int] | None = None
         with _failures("cannot make the blob store"):
             (root / _INCOMING).mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -180,35 +182,41 @@ class BlobStore:
                 self._totals = count, total_bytes
             return self._totals
 
-    def remove(self, sha256: str) -> bool:
-        """Unlink the blob; False if it was not there. Whoever reads it now reads on to its end.
+    def release(self, sha256: str) -> None:
+        """Give back the pin that a commit left: the blob's event is durable now, or will never be."""
+        with self._lock:
+            self._pins[sha256] -= 1
+            if self._pins[sha256] <= 0:
+                del self._pins[sha256]
 
-        Not fsynced: a blob that a crash brings back is an orphan, and the next sweep's.
+    def remove_unused(self, sha256: str, is_used: Callable[[str], bool]) -> bool:
+        """Unlink the blob unless it is pinned or used; False if it stays, or was not there.
+
+        `is_used` is asked after the pins: whoever releases a pin has made its use visible before. Whoever
+        reads the blob now reads on to its end. Not fsynced: a crash may bring it back, an orphan again.
         """
         parts = _parts(sha256)
         with self._lock, _failures(f"cannot remove blob {sha256}"):
-            return self._unlink(*parts)
+            return sha256 not in self._pins and not is_used(sha256) and self._unlink(*parts)
 
-    def sweep(self, referenced: Collection[str]) -> list[str]:
-        """Remove what a crash left: blobs not in `referenced`, and incoming files. Returns their digests.
+    def digests(self) -> list[str]:
+        """Every blob there is; files that are not named like one are not ours, and not listed."""
+        with self._lock, _failures("cannot walk the blob store"):
+            return [sha256 for sha256, _ in self._walk()]
 
-        Spares every blob committed through this store object, whose event may be newer than `referenced`,
-        and whatever is not named like a blob, which is not ours.
-        """
-        removed = []
-        with self._lock, _failures("cannot sweep the blob store"):
-            orphans = [sha256 for sha256, _ in self._walk() if sha256 not in referenced]
-            for sha256 in orphans:
-                if sha256 not in self._committed and self._unlink(*_parts(sha256)):
-                    removed.append(sha256)
-            with _folder(self.root) as top, _folder(_INCOMING, top) as incoming:
-                with os.scandir(incoming) as entries:
-                    stale = [entry.name for entry in entries if entry.name not in self._arriving]
-                for name in stale:
-                    _unlink_if_there(name, incoming)
-        if removed or stale:
-            logger.info("blob store swept", extra={"orphans": len(removed), "incoming": len(stale)})
-        return sorted(removed)
+    def clean_incoming(self) -> int:
+        """How many files of uploads that a crash ended were removed; those that still arrive stay."""
+        with (
+            self._lock,
+            _failures("cannot clean the blob store"),
+            _folder(self.root) as top,
+            _folder(_INCOMING, top) as incoming,
+        ):
+            with os.scandir(incoming) as entries:
+                stale = [entry.name for entry in entries if entry.name not in self._arriving]
+            for name in stale:
+                _unlink_if_there(name, incoming)
+        return len(stale)
 
     def _walk(self) -> Iterator[tuple[str, int]]:
         """Digest and size of every blob."""
@@ -226,7 +234,6 @@ class BlobStore:
                 os.unlink(name, dir_fd=last)
         except FileNotFoundError:
             return False
-        self._committed.discard(name)
         self._count(-1, -size)
         return True
 
@@ -275,7 +282,7 @@ class BlobStore:
                     os.fsync(descriptor)  # It was removed since we looked.
                 self._rename(name, sha256, last, middle, top)
                 self._count(1 if before is None else 0, storage_size - (before or 0))
-            self._committed.add(sha256)
+            self._pins[sha256] += 1
 
     def _is_whole(self, sha256: str) -> bool | None:
         """Whether the blob holds the bytes it is named for, None if it is not there. Reads all of it.
@@ -344,7 +351,7 @@ class BlobWriter:
 
     @property
     def sha256(self) -> str:
-        """Digest of the bytes so far; what a caller pins before it commits."""
+        """Digest of the bytes so far."""
         return self._hash.hexdigest()
 
     @property
@@ -371,7 +378,10 @@ class BlobWriter:
                 left = left[os.write(self._descriptor, left) :]
 
     def commit(self) -> Blob:
-        """The blob, durable when this returns. Raises FormatRefused, BlobStoreFull, BlobStoreFailed."""
+        """The blob, durable and pinned when this returns: `release` it when its event is durable.
+
+        Raises FormatRefused, BlobStoreFull, BlobStoreFailed, with nothing pinned.
+        """
         self._check_open()
         try:
             inspected = self._inspector.finish()

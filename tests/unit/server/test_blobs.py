@@ -242,36 +242,66 @@ def test_a_crash_is_swept(store: BlobStore, monkeypatch: pytest.MonkeyPatch, ren
             put(store)
     assert store.exists(NAME) is renamed
     after = BlobStore(store.root)
-    assert after.sweep([]) == ([NAME] if renamed else [])
+    assert after.digests() == ([NAME] if renamed else [])
+    assert after.remove_unused(NAME, unused) is renamed
+    after.clean_incoming()
     assert incoming(after) == []
     assert after.count_and_bytes() == (0, 0)
     assert put(after).sha256 == NAME
 
 
-def test_a_sweep_spares_what_is_referenced_new_or_arriving(store: BlobStore) -> None:
-    kept, orphan = put(store), put(store, OTHER)
-    foreign = store.root / orphan.sha256[:2] / orphan.sha256[2:4] / "notes.txt"
-    foreign.write_text("not ours")
-    after = BlobStore(store.root)
-    new = put(after, tiny_raw(512))
-    with after.begin() as writer:
-        writer.write(DATA[:600])
-        assert after.sweep({kept.sha256}) == [orphan.sha256]
-        assert len(incoming(after)) == 1
-    assert after.exists(kept.sha256)
-    assert after.exists(new.sha256)
-    assert foreign.exists()
-    assert after.count_and_bytes() == (2, kept.storage_size + new.storage_size)
+def unused(sha256: str) -> bool:
+    return False
 
 
-def test_remove(store: BlobStore) -> None:
+def test_a_pinned_blob_stays_until_it_is_released(store: BlobStore) -> None:
     put(store)
+    put(store)
+    assert not store.remove_unused(NAME, unused)
+    store.release(NAME)
+    assert not store.remove_unused(NAME, unused)
+    store.release(NAME)
+    assert store.remove_unused(NAME, unused)
+    assert not store.exists(NAME)
+
+
+def test_a_used_blob_stays(store: BlobStore) -> None:
+    put(store)
+    store.release(NAME)
+    assert not store.remove_unused(NAME, lambda sha256: sha256 == NAME)
+    assert store.exists(NAME)
+
+
+def test_use_is_asked_after_the_pins(store: BlobStore) -> None:
+    """Else: not used yet, then its event becomes durable and the pin goes, then it is removed."""
+    put(store)
+    asked: list[str] = []
+    store.remove_unused(NAME, lambda sha256: bool(asked.append(sha256)))
+    assert asked == []
+
+
+def test_digests_are_of_blobs_alone(store: BlobStore) -> None:
+    blobs = [put(store), put(store, OTHER)]
+    (store.path_of(NAME).parent / "notes.txt").write_text("not ours")
+    assert sorted(store.digests()) == sorted(blob.sha256 for blob in blobs)
+
+
+def test_cleaning_spares_what_is_arriving(store: BlobStore) -> None:
+    (store.root / "incoming" / "left-by-a-crash").write_bytes(b"x")
+    with store.begin() as writer:
+        writer.write(DATA[:600])
+        assert store.clean_incoming() == 1
+        assert len(incoming(store)) == 1
+
+
+def test_a_reader_reads_on_after_a_removal(store: BlobStore) -> None:
+    put(store)
+    store.release(NAME)
     assert store.count_and_bytes() == (1, len(DATA))
     stream = store.read(NAME, offset=0, chunk_bytes=1000)
     first = next(stream)
-    assert store.remove(NAME)
+    assert store.remove_unused(NAME, unused)
     assert first + b"".join(stream) == DATA
-    assert not store.remove(NAME)
     assert store.count_and_bytes() == (0, 0)
     with pytest.raises(BlobMissing):
         read(store)
@@ -339,7 +369,13 @@ def test_a_read_given_up_closes_its_file(store: BlobStore) -> None:
 
 @pytest.mark.parametrize("name", ["", "../../etc/passwd", NAME.upper(), NAME[:-1], NAME + "0", NAME + "\n"])
 def test_a_name_that_is_no_digest(store: BlobStore, name: str) -> None:
-    for ask in (store.path_of, store.exists, store.size, store.open, store.remove):
+    for ask in (
+        store.path_of,
+        store.exists,
+        store.size,
+        store.open,
+        lambda name: store.remove_unused(name, unused),
+    ):
         with pytest.raises(ValueError, match="64 lower-case hex digits"):
             ask(name)
     with pytest.raises(ValueError, match="64 lower-case hex digits"):
@@ -356,7 +392,7 @@ def test_no_link_is_followed(store: BlobStore, tmp_path: Path, depth: int) -> No
     with pytest.raises(BlobDamaged, match="a link"):
         read(store)
     assert store.count_and_bytes() == (0, 0)
-    assert store.sweep([]) == []
+    assert store.digests() == []
     assert read(elsewhere) == DATA
 
 

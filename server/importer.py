@@ -1,0 +1,239 @@
+"""Images from URIs: fetched in the background, one event at the end, nothing left hanging by a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from eventstore.errors import EventStoreError
+from projections.domain.command import Image, Operation
+from projections.domain.imports import FailImport, FinishImport, on_behalf
+from projections.queries import Queries
+from server.allowlist import AllowList, Location, SourceNotAllowed, UriMalformed
+from server.blobs import Blob, BlobError, BlobStore, BlobStoreFull
+from server.fetch import fetch
+from server.formats import FormatRefused
+from server.status import CallRefused
+from server.wire import FetchFailed, FetchStopped, Limits
+from server.writer import Writer
+
+IMPORTS_MAX = 4
+FAILED_PRECONDITION = 9
+RESOURCE_EXHAUSTED = 8
+SUBMIT_S_MAX = 3600.0
+RETRY_S = 1.0
+MIN_FREE_CHECK_BYTES = 64 * 1024 * 1024
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Import:
+    """One image that is being made from a URI. `location` has the query; nothing that is kept has it."""
+
+    operation: Operation
+    image_id: str
+    folder_id: str
+    location: Location
+    fetched_bytes: int = 0
+    total_bytes: int | None = None
+    running: bool = False
+    stop_reason: str | None = field(default=None)
+
+
+class Importer:
+    """At most four imports at once, and one a folder; the others wait in order. Used from the event loop."""
+
+    def __init__(
+        self,
+        *,
+        allowlist: AllowList,
+        blobs: BlobStore,
+        writer: Writer,
+        limits: Limits,
+        min_free: float,
+    ) -> None:
+        """`min_free` is the share of the disk, 0 to 1, below which imports stop."""
+        self._allowlist = allowlist
+        self._blobs = blobs
+        self._writer = writer
+        self._limits = limits
+        self._min_free = min_free
+        self._imports: dict[str, Import] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._threads = ThreadPoolExecutor(IMPORTS_MAX, thread_name_prefix="import")
+        self._stopping = False
+
+    def admit(self, uri: str) -> Location:
+        """Where the bytes are. Raises UriMalformed, SourceNotAllowed: nothing is read for those."""
+        return self._allowlist.admit(uri)
+
+    def add(self, operation: Operation, image: Image, location: Location) -> None:
+        """Queue the import of a durable operation; a second time for the same one does nothing."""
+        if operation["id"] in self._imports or self._stopping:
+            return
+        self._imports[operation["id"]] = Import(operation, image["id"], image["folder_id"], location)
+        self._start_next()
+
+    def resume(self, queries: Queries) -> None:
+        """Begin again what a crash or a stop has left unfinished, at byte 0."""
+        for operation, image in queries.unfinished():
+            uri = image["source"].get("uri", "")
+            try:
+                if image["uri_had_query"]:
+                    raise UriMalformed(
+                        "the server was restarted, and the URI's query, which is never stored, is gone:"
+                        " create the image again"
+                    )
+                location = self._allowlist.admit(uri)
+            except (UriMalformed, SourceNotAllowed) as error:
+                self._spawn(self._fail(operation, FAILED_PRECONDITION, str(error), "IMPORT_NOT_RESUMED"))
+            else:
+                self.add(operation, image, location)
+
+    def cancel(self, operation_id: str) -> None:
+        """Stop fetching for an operation that has been cancelled, durably."""
+        entry = self._imports.get(operation_id)
+        if entry is None:
+            return
+        entry.stop_reason = "the operation was cancelled"
+        if not entry.running:
+            del self._imports[operation_id]
+
+    def progress(self, operation_id: str) -> str | None:
+        """`bytes/total` of an import under way; the total is `?` while the source has not said."""
+        entry = self._imports.get(operation_id)
+        if entry is None:
+            return None
+        total = "?" if entry.total_bytes is None else str(entry.total_bytes)
+        return f"{entry.fetched_bytes}/{total}"
+
+    def under_way(self) -> list[Import]:
+        return list(self._imports.values())
+
+    async def stop(self) -> None:
+        """Stop fetching. What is unfinished begins again at the next start."""
+        self._stopping = True
+        for entry in self._imports.values():
+            entry.stop_reason = "the server stops"
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._threads.shutdown()
+
+    def _start_next(self) -> None:
+        running = [entry for entry in self._imports.values() if entry.running]
+        folders = {entry.folder_id for entry in running}
+        for entry in self._imports.values():
+            if len(folders) >= IMPORTS_MAX or self._stopping:
+                return
+            if not entry.running and entry.folder_id not in folders:
+                entry.running = True
+                folders.add(entry.folder_id)
+                self._spawn(self._run(entry))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, entry: Import) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            blob = await loop.run_in_executor(self._threads, self._store, entry)
+        except FetchStopped:
+            pass
+        except (FetchFailed, FormatRefused, SourceNotAllowed) as error:
+            await self._fail(entry.operation, FAILED_PRECONDITION, str(error), "IMPORT_FAILED")
+        except (BlobStoreFull, DiskLow) as error:
+            await self._fail(entry.operation, RESOURCE_EXHAUSTED, str(error), "DISK_FULL")
+        except BlobError as error:
+            await self._fail(entry.operation, FAILED_PRECONDITION, str(error), "BLOB_STORE_FAILED")
+        except Exception as error:
+            _log.error(
+                "an import failed for a reason of ours",
+                extra={"operation_id": entry.operation["id"]},
+                exc_info=error,
+            )
+            await self._fail(entry.operation, 13, "Internal error", "INTERNAL")
+        else:
+            await self._finish(entry, blob)
+        finally:
+            self._imports.pop(entry.operation["id"], None)
+            self._start_next()
+
+    def _store(self, entry: Import) -> Blob:
+        """In a thread: the bytes, fetched, inspected and stored, durable and pinned."""
+
+        def told_total(total: int | None) -> None:
+            entry.total_bytes = total
+
+        unchecked = MIN_FREE_CHECK_BYTES
+        pieces = fetch(
+            entry.location,
+            self._allowlist,
+            limits=self._limits,
+            stop=lambda: entry.stop_reason,
+            on_total=told_total,
+        )
+        with closing(pieces) as chunks, self._blobs.begin() as writer:
+            for chunk in chunks:
+                unchecked += len(chunk)
+                if unchecked >= MIN_FREE_CHECK_BYTES:
+                    check_free(self._blobs, self._min_free)
+                    unchecked = 0
+                writer.write(chunk)
+                entry.fetched_bytes += len(chunk)
+            return writer.commit()
+
+    async def _finish(self, entry: Import, blob: Blob) -> None:
+        command = FinishImport(
+            asked=on_behalf(entry.operation),
+            size=blob.size,
+            storage_size=blob.storage_size,
+            sha256=blob.sha256,
+            format=blob.format,
+        )
+        try:
+            await self._submit(command)
+        finally:
+            self._blobs.release(blob.sha256)
+
+    async def _fail(self, operation: Operation, code: int, message: str, reason: str) -> None:
+        await self._submit(
+            FailImport(asked=on_behalf(operation), code=code, message=message, reason=reason, metadata={})
+        )
+
+    async def _submit(self, command: FinishImport | FailImport) -> None:
+        """Write the ending. A log that cannot be written now is tried again, until the server stops."""
+        while True:
+            try:
+                await self._writer.submit(command, deadline=time.monotonic() + SUBMIT_S_MAX)
+                return
+            except (CallRefused, EventStoreError) as error:
+                if self._stopping:
+                    return
+                _log.warning(
+                    "the ending of an import is not written yet",
+                    extra={"operation_id": command.asked.operation_id, "reason": str(error)},
+                )
+                await asyncio.sleep(RETRY_S)
+
+
+class DiskLow(Exception):
+    """Less of the disk is free than the operator wants kept."""
+
+
+def check_free(blobs: BlobStore, min_free: float) -> None:
+    """Nothing, while more than this share of the disk is free. Raises DiskLow."""
+    usage = shutil.disk_usage(blobs.root)
+    if usage.free < usage.total * min_free:
+        raise DiskLow(
+            f"only {usage.free} of {usage.total} bytes are free on the blobs' disk, less than --min-free"
+            f" {min_free:.0%}; free some space and try again"
+        )

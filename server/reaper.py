@@ -1,0 +1,76 @@
+"""Unlinks blobs that nothing refers to any more, after a grace time and never before that is durable."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import time
+from collections.abc import Collection
+
+from projections.queries import Queries
+from server.blobs import BlobError, BlobStore
+from server.readers import Readers
+from server.status import CallRefused
+
+READ_S_MAX = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+class Reaper:
+    """A schedule of digests to look at. What turns out to be used, or pinned, stays."""
+
+    def __init__(self, blobs: BlobStore, readers: Readers, *, grace_s: float) -> None:
+        self._blobs = blobs
+        self._readers = readers
+        self._grace_s = grace_s
+        self._due: list[tuple[float, str]] = []
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Look at everything that is there once the grace time has passed: a crash may have left orphans."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def freed(self, digests: Collection[str]) -> None:
+        """Blobs that lost a use, by an event that is durable. Call it in the event loop."""
+        for sha256 in digests:
+            heapq.heappush(self._due, (time.monotonic() + self._grace_s, sha256))
+        if digests:
+            self._changed.set()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._blobs.clean_incoming)
+        self.freed(await loop.run_in_executor(None, self._blobs.digests))
+        while True:
+            await self._until_due()
+            _, sha256 = heapq.heappop(self._due)
+            await self._remove(sha256)
+
+    async def _until_due(self) -> None:
+        while not self._due or self._due[0][0] > time.monotonic():
+            self._changed.clear()
+            wait_s = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
+            try:
+                await asyncio.wait_for(self._changed.wait(), wait_s)
+            except TimeoutError:
+                continue
+
+    async def _remove(self, sha256: str) -> None:
+        def remove(queries: Queries) -> bool:
+            return self._blobs.remove_unused(sha256, queries.is_blob_used)
+
+        try:
+            removed = await self._readers.run(remove, deadline=time.monotonic() + READ_S_MAX)
+        except (BlobError, CallRefused) as error:
+            _log.warning("an unused blob stays", extra={"sha256": sha256, "reason": str(error)})
+            return
+        if removed:
+            _log.info("an unused blob was removed", extra={"sha256": sha256})
