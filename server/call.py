@@ -14,6 +14,7 @@ from projections.domain.command import Asked
 from server.status import CallRefused
 
 REQUEST_ID = re.compile(r"[\x20-\x7e]{1,64}")
+UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 REASON_MAX = 256
 DEADLINE_S_MAX = 3600.0
 
@@ -97,9 +98,11 @@ class Call:
     def asked(self, *, operation_id: str, fingerprint: Callable[[], bytes] | None = None) -> Asked:
         """Who asks for what, for a command. `fingerprint` hashes the request, if a key was sent.
 
-        Raises CallRefused for a malformed key or reason.
+        Without it the key is checked and not kept. Raises CallRefused for a malformed key or reason.
         """
-        key = None if fingerprint is None else self._idempotency_key()
+        key = self._idempotency_key()
+        if fingerprint is None:
+            key = None
         return Asked(
             actor=self.actor,
             auth="dev",
@@ -107,7 +110,7 @@ class Call:
             operation_id=operation_id,
             method=self.method,
             key=key,
-            request=None if fingerprint is None or key is None else fingerprint(),
+            request=fingerprint() if fingerprint is not None and key is not None else None,
             reason=self._reason(),
         )
 
@@ -115,28 +118,24 @@ class Call:
         text = self.text("idempotency-key")
         if text is None:
             return None
-        try:
-            key = str(uuid.UUID(text))
-        except ValueError:
-            key = ""
-        if key != text.lower():
-            raise _refused("idempotency-key", "Idempotency-Key must be a UUID, like " + str(uuid.UUID(int=1)))
-        return key
+        if UUID.fullmatch(text) is None:
+            raise _refused("idempotency-key", f"Idempotency-Key must be a UUID, like {uuid.UUID(int=1)}")
+        return text.lower()
 
     def _reason(self) -> str | None:
         raw = self.metadata.get("x-change-reason-bin")
         text = self.text("x-change-reason")
+        header = "x-change-reason"
         if isinstance(raw, bytes):
+            header = "x-change-reason-bin"
             try:
                 text = raw.decode()
             except UnicodeDecodeError:
-                raise _refused("x-change-reason-bin", "x-change-reason-bin must be UTF-8 text") from None
+                raise _refused(header, f"{header} must be UTF-8 text") from None
         elif text is not None and not (text.isascii() and text.isprintable()):
-            raise _refused("x-change-reason", "x-change-reason must be printable ASCII; send -bin for more")
+            raise _refused(header, f"{header} must be printable ASCII; send {header}-bin for more")
         if text is not None and len(text) > REASON_MAX:
-            raise _refused(
-                "x-change-reason", f"The reason has {len(text)} characters; at most {REASON_MAX} are kept"
-            )
+            raise _refused(header, f"{header} has {len(text)} characters; at most {REASON_MAX} are kept")
         return text or None
 
 

@@ -13,7 +13,10 @@ class ConfigInvalid(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The options of `serve`. `listen` and `advertise` are HOST:PORT; port 0 takes a free one."""
+    """The options of `serve`. `listen` and `advertise` are HOST:PORT; port 0 takes a free one.
+
+    `min_free` is a share of the blobs' disk, 0 to 1; `blob_grace_s` is in seconds.
+    """
 
     data: Path
     listen: str
@@ -23,6 +26,9 @@ class Config:
     advertise: str | None = None
     allow_source: tuple[str, ...] = ()
     accept_clock: bool = False
+    image_bytes_max: int = 10 * 1024**3
+    blob_grace_s: float = 15 * 60
+    min_free: float = 0.05
     in_flight_max: int = 2048
 
     def check(self) -> None:

@@ -8,6 +8,9 @@ from typing import Any, cast
 from google.protobuf.message import Message
 
 from projections.domain.command import Image, Operation, Source
+from projections.domain.operation import DESCRIPTIONS
+from projections.domain.operation import IMAGE_SERVICE as IMAGE_SERVICE
+from projections.domain.operation import SOURCE_SERVICE as SOURCE_SERVICE
 from projections.rows import OperationView
 from server.gen.google.protobuf import empty_pb2
 from server.gen.google.rpc import error_details_pb2
@@ -20,16 +23,14 @@ from server.gen.yandex.cloud.compute.v1 import (
 from server.gen.yandex.cloud.operation import operation_pb2
 
 NANOS = 1_000_000_000
-IMAGE_SERVICE = "yandex.cloud.compute.v1.ImageService"
-SOURCE_SERVICE = "imageledger.v1.SourceService"
 
-# What an operation says of itself, by the rpc that began it: description, metadata, and its id field.
-OPERATIONS: dict[str, tuple[str, type[Message], str]] = {
-    f"{IMAGE_SERVICE}/Create": ("Create image", image_service_pb2.CreateImageMetadata, "image_id"),
-    f"{IMAGE_SERVICE}/Update": ("Update image", image_service_pb2.UpdateImageMetadata, "image_id"),
-    f"{IMAGE_SERVICE}/Delete": ("Delete image", image_service_pb2.DeleteImageMetadata, "image_id"),
-    f"{SOURCE_SERVICE}/Upload": ("Register source", source_service_pb2.RegisterSourceMetadata, "source_id"),
-    f"{SOURCE_SERVICE}/Remove": ("Remove source", source_service_pb2.RemoveSourceMetadata, "source_id"),
+# An operation's metadata, by the rpc that began it, and the field of its resource's id.
+METADATA: dict[str, tuple[type[Message], str]] = {
+    f"{IMAGE_SERVICE}/Create": (image_service_pb2.CreateImageMetadata, "image_id"),
+    f"{IMAGE_SERVICE}/Update": (image_service_pb2.UpdateImageMetadata, "image_id"),
+    f"{IMAGE_SERVICE}/Delete": (image_service_pb2.DeleteImageMetadata, "image_id"),
+    f"{SOURCE_SERVICE}/Upload": (source_service_pb2.RegisterSourceMetadata, "source_id"),
+    f"{SOURCE_SERVICE}/Remove": (source_service_pb2.RemoveSourceMetadata, "source_id"),
 }
 TYPE_PREFIX = "type.googleapis.com/"
 EMPTY_URL = TYPE_PREFIX + empty_pb2.Empty.DESCRIPTOR.full_name
@@ -104,10 +105,10 @@ def source_message(source: Source) -> source_service_pb2.Source:
 def operation_message(view: OperationView) -> operation_pb2.Operation:
     """The Operation as the API answers it: done exactly with one of error and response."""
     operation = view.operation
-    description, metadata, id_field = OPERATIONS[operation["method"]]
+    metadata, id_field = METADATA[operation["method"]]
     message = operation_pb2.Operation(
         id=operation["id"],
-        description=description,
+        description=DESCRIPTIONS[operation["method"]],
         created_by=operation["created_by"],
         done=operation["done"],
     )

@@ -13,6 +13,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc import StatusCode
 
+from projections.domain.refusals import NAME_SHOWN_MAX
 from server.call import Call, ServicerContext
 from server.identity import Tokens
 from server.status import DETAILS_KEY, INTERNAL, CallRefused, Refusal, details, refusal_of
@@ -21,6 +22,12 @@ from server.validate import parse
 RETRY_AFTER_MS = 200
 
 _log = logging.getLogger(__name__)
+# What gRPC logs with a stack trace though it is the caller's doing: header bytes that are no UTF-8, which may
+# be a token, and an answer to a caller who has just hung up.
+CALLERS_DOING = ("Invalid encoding on", "ExecuteBatchError raised in core")
+logging.getLogger("grpc._cython.cygrpc").addFilter(
+    lambda record: not str(record.msg).startswith(CALLERS_DOING)
+)
 Unary = Callable[[Call, Any], Awaitable[bytes]]
 Download = Callable[[Call, Any], AsyncIterator[bytes]]
 Upload = Callable[[Call, AsyncIterator[Any]], Awaitable[bytes]]
@@ -79,7 +86,7 @@ class Gate:
 
 
 class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # Generic in the stubs alone.
-    """All rpcs of ours, looked up by their path. Unknown ones are UNIMPLEMENTED, by gRPC itself."""
+    """All rpcs of ours, looked up by their path."""
 
     def __init__(self, gate: Gate, tokens: Callable[[], Tokens]) -> None:
         self._gate = gate
@@ -93,10 +100,8 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # Generic in 
             self._handlers["/" + name] = self._handler(name, rpc)
             self.services.add(name.partition("/")[0])
 
-    def service(
-        self, handler_call_details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        return self._handlers.get(handler_call_details.method)
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        return self._handlers.get(handler_call_details.method) or _unknown(handler_call_details.method)
 
     def _handler(self, name: str, rpc: Rpc) -> grpc.RpcMethodHandler[Any, Any]:
         if rpc.upload is not None:
@@ -191,6 +196,18 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # Generic in 
             )
 
 
+def _unknown(method: str) -> grpc.RpcMethodHandler[Any, Any]:
+    """Refuses a method that is not there with our details, which gRPC's own refusal lacks."""
+
+    async def refuse(_: AsyncIterator[bytes], context: ServicerContext) -> None:
+        message = f'Method "{method[:NAME_SHOWN_MAX]}" not found'
+        await _refuse(
+            Call(method, context), CallRefused(StatusCode.UNIMPLEMENTED, message, reason="UNIMPLEMENTED")
+        )
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
 async def _parsed(rpc: Rpc, raws: AsyncIterator[bytes]) -> AsyncIterator[Any]:
     async for raw in raws:
         yield parse(rpc.request, raw)
@@ -198,7 +215,8 @@ async def _parsed(rpc: Rpc, raws: AsyncIterator[bytes]) -> AsyncIterator[Any]:
 
 async def _refuse(call: Call, error: Exception) -> bytes:
     """End the call with the status of the error; what is our fault is logged once and not shown."""
-    if isinstance(error, grpc.aio.AbortError):
+    # gRPC's own: an abort under way, or an answer that nobody takes any more.
+    if isinstance(error, grpc.aio.BaseError):
         raise error
     refusal = refusal_of(error)
     if refusal is None:

@@ -53,7 +53,7 @@ class Tokens:
     def issue(self, subject: str) -> Issued:
         expires_at = self._clock() + LIFETIME_NS
         payload = msgpack.packb([subject, expires_at, secrets.token_bytes(8)])
-        return Issued(f"{PREFIX}{_text(payload)}.{_text(self._sign(payload))}", expires_at)
+        return Issued(_token(payload, self._sign(payload)), expires_at)
 
     def subject(self, token: str) -> str:
         """The subject that a bearer token names. Raises TokenRefused."""
@@ -74,9 +74,12 @@ class Tokens:
         subject, expires_at = self._own(token)
         fingerprint = _fingerprint(token)
         with self._revoked_path.open("a", encoding="ascii") as file:
-            file.write(f"{fingerprint} {expires_at}\n")
+            # The line's end comes first: a line that a power cut tore must not swallow the next one.
+            file.write(f"\n{fingerprint} {expires_at}")
             file.flush()
             os.fsync(file.fileno())
+        fsync_directory(self._revoked_path.parent)
+        # Durable from here on.
         self._revoked.add(fingerprint)
         return subject
 
@@ -86,7 +89,10 @@ class Tokens:
             payload, signature = _bytes(payload_text), _bytes(signature_text)
         except (ValueError, binascii.Error):
             raise TokenRefused("The token is invalid") from None
-        if not hmac.compare_digest(signature, self._sign(payload)) or _fingerprint(token) in self._revoked:
+        # One text only: base64 has several for the same bytes, and a revocation names the text.
+        if not hmac.compare_digest(signature, self._sign(payload)) or token != _token(payload, signature):
+            raise TokenRefused("The token is invalid")
+        if _fingerprint(token) in self._revoked:
             raise TokenRefused("The token is invalid")
         subject, expires_at, _ = msgpack.unpackb(payload)
         if self._clock() >= expires_at:
@@ -159,6 +165,10 @@ def _jwt_issuer(text: str) -> str | None:
         return None
     issuer = claims.get("iss")
     return issuer if isinstance(issuer, str) else None
+
+
+def _token(payload: bytes, signature: bytes) -> str:
+    return f"{PREFIX}{_text(payload)}.{_text(signature)}"
 
 
 def _text(raw: bytes) -> str:

@@ -194,7 +194,8 @@ def _open_stores(config: Config, stack: ExitStack) -> Stores:
 def _check_clock(log: EventLog, *, accept: bool) -> bool:
     """Whether a clock far behind the log was accepted. Raises StartRefused."""
     head = log.head()
-    last_at = log.at(head) if head else 0
+    # Nothing may be stamped at or before the closed time, so that is the log's time, too.
+    last_at = max(log.at(head) if head else 0, log.closed())
     behind = last_at - time.time_ns()
     if behind <= 0:
         return False
@@ -206,7 +207,7 @@ def _check_clock(log: EventLog, *, accept: bool) -> bool:
     if not accept:
         raise StartRefused(
             "FAILED_PRECONDITION",
-            f"the clock is {behind // 1_000_000_000} s behind the newest event, of {format_time(last_at)}:"
+            f"the clock is {behind // 1_000_000_000} s behind the log, whose time is {format_time(last_at)}:"
             " set the clock, or go on from the log's time with --accept-clock, which the log records",
         )
     return True
@@ -229,10 +230,11 @@ def _add_services(
     threads = ThreadPoolExecutor(BLOB_THREADS, thread_name_prefix="blob")
     stack.callback(threads.shutdown)
     projector = open_projector(stores.projection, encode=image_frame)
+    # The writer's thread reopens, so it reads the log that is its own.
     writer = Writer(
-        stores.log, projector, clock=clock, open_projector=lambda: _reopen(stores.projection, log_reader)
+        stores.log, projector, clock=clock, open_projector=lambda: _reopen(stores.projection, stores.log)
     )
-    stack.callback(projector.close)
+    stack.callback(writer.close)
     moments = Moments(log_reader, queries, writer, clock=clock)
     address = config.advertise or _address(_reachable(config.listen), port)
     for service in (

@@ -10,7 +10,7 @@ from grpc import StatusCode
 
 from eventstore.event import Position
 from eventstore.log import LogReader
-from projections.moments import AtPosition, format_time, parse_moment
+from projections.moments import AtPosition, TimeBeyondLogs, format_time, parse_moment
 from projections.queries import Queries
 from server.call import Call
 from server.status import CallRefused
@@ -38,7 +38,10 @@ class Moments:
         text = metadata.get("x-as-of")
         if text is None:
             return None
-        moment = parse_moment(text)
+        try:
+            moment = parse_moment(text)
+        except TimeBeyondLogs as error:
+            raise self._before_the_log() if error.is_past else self._in_the_future(text) from None
         if isinstance(moment, AtPosition):
             return self._known(moment.position)
         return await self._at_time(moment.ns, call)
@@ -55,17 +58,22 @@ class Moments:
             await self._settle(at, call)
         position = self._log.position_at(at)
         if position == 0:
-            begins = format_time(self._log.at(Position(1)))
-            raise _out_of_range(f"The log begins at {begins}: there is nothing before it", "x-as-of")
+            raise self._before_the_log()
         return position
+
+    def _before_the_log(self) -> CallRefused:
+        begins = format_time(self._log.at(Position(1)))
+        return _out_of_range(f"The log begins at {begins}: there is nothing before it", "x-as-of")
+
+    def _in_the_future(self, time_text: str) -> CallRefused:
+        now = format_time(self._clock())
+        return _out_of_range(f"{time_text} is in the future: it is {now} here", "x-as-of")
 
     async def _settle(self, at: int, call: Call) -> None:
         """Wait until nothing can be stamped at or before `at` any more."""
         now = self._clock()
         if at > now:
-            raise _out_of_range(
-                f"{format_time(at)} is in the future: it is {format_time(now)} here", "x-as-of"
-            )
+            raise self._in_the_future(format_time(at))
         if now - at < SETTLE_NS:
             await asyncio.sleep((SETTLE_NS - (now - at)) / 1e9)
         await self._writer.close_time(at, deadline=call.deadline())

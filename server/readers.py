@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from grpc import StatusCode
@@ -17,6 +18,33 @@ from server.status import CallRefused
 
 READERS = 2
 Answer = TypeVar("Answer")
+
+
+class _Running:
+    """Which connection a question runs on, so that an interrupt never meets the next question there."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._queries: Queries | None = None
+        self._given_up = False
+
+    @contextmanager
+    def by(self, queries: Queries) -> Iterator[None]:
+        with self._lock:
+            if self._given_up:
+                raise _given_up()
+            self._queries = queries
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._queries = None
+
+    def interrupt(self) -> None:
+        with self._lock:
+            self._given_up = True
+            if self._queries is not None:
+                self._queries.interrupt()
 
 
 class Readers:
@@ -33,7 +61,7 @@ class Readers:
 
         A caller who hangs up interrupts it, too.
         """
-        running: list[Queries] = []
+        running = _Running()
         work = asyncio.get_running_loop().run_in_executor(self._threads, self._ask, ask, running)
         try:
             return await asyncio.wait_for(asyncio.shield(work), max(0.0, deadline - time.monotonic()))
@@ -46,8 +74,7 @@ class Readers:
         finally:
             if not work.done():
                 work.add_done_callback(_swallow)
-                for queries in running:
-                    queries.interrupt()
+                running.interrupt()
 
     def close(self) -> None:
         for queries in self._opened:
@@ -56,22 +83,22 @@ class Readers:
         for queries in self._opened:
             queries.close()
 
-    def _ask(self, ask: Callable[[Queries], Answer], running: list[Queries]) -> Answer:
+    def _ask(self, ask: Callable[[Queries], Answer], running: _Running) -> Answer:
         queries: Queries | None = getattr(self._local, "queries", None)
         if queries is None:
             queries = self._local.queries = self._open_queries()
             self._opened.append(queries)
-        running.append(queries)
         try:
-            return ask(queries)
+            with running.by(queries):
+                return ask(queries)
         except database.Error as error:
             if database.is_interrupted(error):
-                raise CallRefused(
-                    StatusCode.CANCELLED, "The question was given up", reason="GIVEN_UP"
-                ) from None
+                raise _given_up() from None
             raise
-        finally:
-            running.remove(queries)
+
+
+def _given_up() -> CallRefused:
+    return CallRefused(StatusCode.CANCELLED, "The question was given up", reason="GIVEN_UP")
 
 
 def _swallow(work: asyncio.Future[Answer]) -> None:

@@ -24,11 +24,13 @@ from server.blobs import BlobDamaged, BlobMissing, BlobStoreFailed, BlobStoreFul
 from server.formats import FormatRefused
 from server.gen.google.rpc import error_details_pb2, status_pb2
 from server.identity import TokenRefused
-from server.validate import RequestInvalid, RequestUnreadable
+from server.validate import RequestInvalid, RequestUnreadable, Violation
 
 DOMAIN = "imageledger"
 TYPE_PREFIX = "type.googleapis.com/"
 DETAILS_KEY = "grpc-status-details-bin"
+# They travel in the trailers as plain text and twice more in base64, and gRPC drops trailers over 8 KiB.
+VIOLATIONS_CHARACTERS_MAX = 1500
 
 
 class CallRefused(Exception):
@@ -68,14 +70,30 @@ def _invalid(message: str, field_name: str, reason: str) -> Refusal:
     return Refusal(StatusCode.INVALID_ARGUMENT, message, reason, ((field_name, message),))
 
 
+def _question_invalid(error: QuestionInvalid) -> Refusal:
+    field_name = error.field
+    if field_name == "x-as-of":
+        return _invalid(error.message, field_name, "QUESTION_INVALID")
+    told = RequestInvalid((Violation(field_name, error.message),))
+    return Refusal(StatusCode.INVALID_ARGUMENT, str(told), "QUESTION_INVALID", ((field_name, error.message),))
+
+
 def _call_refused(error: CallRefused) -> Refusal:
     violations = () if error.field is None else ((error.field, str(error)),)
     return Refusal(error.code, str(error), error.reason, violations, error.retry_after_ms)
 
 
 def _request_invalid(error: RequestInvalid) -> Refusal:
-    violations = tuple((violation.field, violation.description) for violation in error.violations)
-    return Refusal(StatusCode.INVALID_ARGUMENT, str(error), "REQUEST_INVALID", violations)
+    kept, room = 0, VIOLATIONS_CHARACTERS_MAX
+    for violation in error.violations:
+        room -= len(violation.field) + len(violation.description)
+        if kept and room < 0:
+            break
+        kept += 1
+    omitted = error.omitted + len(error.violations) - kept
+    told = RequestInvalid(error.violations[:kept], omitted=omitted)
+    violations = tuple((violation.field, violation.description) for violation in told.violations)
+    return Refusal(StatusCode.INVALID_ARGUMENT, str(told), "REQUEST_INVALID", violations)
 
 
 def _append_failed(error: AppendFailed) -> Refusal:
@@ -92,7 +110,7 @@ TABLE: dict[type[Exception], Callable[[Any], Refusal]] = {
     CallRefused: _call_refused,
     RequestInvalid: _request_invalid,
     RequestUnreadable: lambda e: Refusal(StatusCode.INVALID_ARGUMENT, str(e), "REQUEST_UNREADABLE"),
-    QuestionInvalid: lambda e: _invalid(e.message, e.field, "QUESTION_INVALID"),
+    QuestionInvalid: _question_invalid,
     TokenRefused: lambda e: Refusal(StatusCode.UNAUTHENTICATED, str(e), "TOKEN_REFUSED"),
     NotFound: lambda e: Refusal(StatusCode.NOT_FOUND, str(e), "NOT_FOUND"),
     NameTaken: lambda e: Refusal(StatusCode.ALREADY_EXISTS, str(e), "NAME_TAKEN"),

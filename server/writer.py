@@ -18,12 +18,11 @@ from typing import NamedTuple
 from grpc import StatusCode
 
 from eventstore import database
-from eventstore.errors import AppendFailed, EventStoreError, HeadMoved, OutcomeUnknown
+from eventstore.errors import AppendFailed, HeadMoved, OutcomeUnknown, StampTooOld
 from eventstore.event import Event, Position, Version, canonical
 from eventstore.log import LOG_STREAM, SYSTEM_ACTOR, SYSTEM_AUTH, EventLog
 from projections.domain.command import Asked, NewEvent, Repeat
-from projections.domain.decide import Command, decide
-from projections.domain.operation import CancelOperation
+from projections.domain.decide import Beginning, Command, Ending, decide
 from projections.domain.refusals import Refused
 from projections.projector import Projector, catch_up
 from projections.rows import OperationView, RowDamaged
@@ -32,6 +31,7 @@ from server.status import CallRefused
 BATCH_MAX = 512
 QUEUE_MAX = 4096
 STAMP_NS_MAX = 1_000_000_000  # A batch older than this when it reaches the log is stamped again.
+ATTEMPTS_MAX = 8  # So that a command that always takes longer than that ends, too.
 SECOND_NS = 1_000_000_000
 REOPEN_S = 0.25
 RETRY_AFTER_MS = 200
@@ -129,6 +129,10 @@ class Writer:
             self._wake.notify()
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
 
+    def close(self) -> None:
+        """Close the projector, which may be another one than at the start. Needs the thread ended or idle."""
+        self._projector.close()
+
     async def submit(self, command: Command, *, deadline: float) -> Written:
         """The command's operation, durable and readable. Raises Refused, CallRefused, EventStoreError."""
         written = await self._enqueue(command, deadline)
@@ -169,6 +173,7 @@ class Writer:
                 self._serve(batch)
             except Exception as error:
                 # The thread must outlive a defect: nobody else answers the callers.
+                _log.error("a batch failed for a reason of ours", exc_info=error)
                 self._fail(batch, error)
             self._answer(batch)
 
@@ -206,20 +211,45 @@ class Writer:
             self._close(closing)
 
     def _write(self, entries: list[_Entry]) -> None:
+        if self._recovering:
+            self._fail(entries, _not_reopened())
+            return
         try:
-            while not self._attempt(entries):
-                pass
+            self._write_once(entries)
         except OutcomeUnknown as error:
             _log.error("the outcome of a write is unknown", extra={"reason": str(error)})
             self._recover(entries)
+        except database.IntegrityError as error:
+            # A constraint is broken by one command, not by the disk.
+            self._one_by_one(entries, error)
         except (AppendFailed, database.Error) as error:
             _log.error("a batch was not written", extra={"reason": str(error)})
             self._fail(entries, _as_append_failed(error))
         except Exception as error:
             self._one_by_one(entries, error)
 
+    def _write_once(self, entries: list[_Entry]) -> None:
+        """Write the batch, in halves if it is late. Raises what its last attempt raised."""
+        for _ in range(ATTEMPTS_MAX):
+            try:
+                if self._attempt(entries):
+                    return
+            except _Late:
+                if len(entries) > 1:
+                    half = len(entries) // 2
+                    self._write(entries[:half])
+                    self._write(entries[half:])
+                    return
+        raise AppendFailed(
+            f"{ATTEMPTS_MAX} times the batch took over {STAMP_NS_MAX} ns to decide, or the log had moved on",
+            full=False,
+        )
+
     def _attempt(self, entries: Sequence[_Entry]) -> bool:
-        """Decide, append, commit. False if the batch must be decided again, as of another head or time."""
+        """Decide, append, commit. False if the batch must be decided again, as of another head.
+
+        Raises, with nothing written: AppendFailed, Error, _Late and what a defect raises; or OutcomeUnknown.
+        """
         for entry in entries:
             entry.outcome = None
         started = self._clock()
@@ -230,20 +260,14 @@ class Writer:
             if not events:
                 self._projector.rollback()
                 return True
-            if self._clock() - started > STAMP_NS_MAX and len(entries) > 1:
+            if self._clock() - started > STAMP_NS_MAX:
                 raise _Late
             self._log.append(events, expected_head=self._head)
             # Durable from here on.
-        except HeadMoved:
+        except (HeadMoved, StampTooOld):
             self._projector.rollback()
             self._follow()
             return False
-        except _Late:
-            self._projector.rollback()
-            half = len(entries) // 2
-            self._write(list(entries[:half]))
-            self._write(list(entries[half:]))
-            return True
         except BaseException:
             self._projector.rollback()
             raise
@@ -288,7 +312,7 @@ class Writer:
         stamp: int,
     ) -> None:
         """Number the events and fold them into the projection; the last one's result is the outcome."""
-        first = asked is not None and not isinstance(entry.job, CancelOperation)
+        first = isinstance(entry.job, Beginning)
         for new in decided:
             version = versions.get(new.stream) or self._log.stream_version(new.stream)
             versions[new.stream] = Version(version + 1)
@@ -301,21 +325,29 @@ class Writer:
                 entry.outcome = Written(OperationView(applied.operation, applied.resource), position)
 
     def _commit(self, last: Event) -> None:
+        """Make the rows of durable events visible. Raises OutcomeUnknown for whatever goes wrong here."""
         try:
             self._projector.commit(last=last, leaf=self._log.leaf(last.position))
-        except database.Error as error:
+        except Exception as error:
             raise OutcomeUnknown(f"the projection's commit failed after the log's: {error}") from error
         self._head = last.position
         self._last_at = last.at
 
     def _follow(self) -> None:
         """Catch up with a log that someone else has written to."""
-        catch_up(self._projector, self._log, after=self._head)
-        self._head = self._log.head()
-        self._last_at = self._log.at(self._head) if self._head else 0
+        catch_up(self._projector, self._log, after=self._head, on_progress=self._moved_to)
+        self._closed_at = self._log.closed()
+
+    def _moved_to(self, position: int) -> None:
+        """The projection stands here now, which need not be the log's head: another writer may be faster."""
+        self._head = Position(position)
+        self._last_at = self._log.at(self._head) if position else 0
 
     def _close(self, entries: Sequence[_Entry]) -> None:
         """Close times, rounded up to a second so that at most one write a second is needed."""
+        if self._recovering:
+            self._fail(entries, _not_reopened())
+            return
         at = max(entry.job.at for entry in entries if isinstance(entry.job, CloseTime))
         if at <= max(self._closed_at, self._last_at):
             return
@@ -323,9 +355,11 @@ class Writer:
         try:
             self._log.close_time(rounded)
             self._closed_at = rounded
-        except OutcomeUnknown:
+        except OutcomeUnknown as error:
+            _log.error("the outcome of closing a time is unknown", extra={"reason": str(error)})
             self._recover(entries)
-        except EventStoreError as error:
+        except Exception as error:
+            # Not further up: the batch's commands have their answers already.
             self._fail(entries, error)
 
     def _fail(self, entries: Sequence[_Entry], error: Exception) -> None:
@@ -341,13 +375,22 @@ class Writer:
             self._write([entry])
 
     def _recover(self, entries: Sequence[_Entry]) -> None:
-        """Reopen log and projection, catch up, and answer by what the log says; until then take nothing."""
+        """Reopen log and projection, catch up, and answer by what the log says; until then take nothing.
+
+        Where a stop comes first, nobody is told what became of the commands: their outcome stays unknown.
+        """
         with self._wake:
             self._recovering = True
         while not self._reopened():
+            if self._stopping:
+                self._fail(entries, _not_reopened())
+                return
             time.sleep(REOPEN_S)
         for entry in entries:
-            entry.outcome = self._found(entry.job)
+            try:
+                entry.outcome = self._found(entry.job)
+            except Exception as error:
+                entry.outcome = error
         with self._wake:
             self._recovering = False
 
@@ -356,11 +399,10 @@ class Writer:
             self._log.reopen()
             self._projector.close()
             self._projector, applied = self._open_projector()
-            catch_up(self._projector, self._log, after=applied)
-            self._head = self._log.head()
-            self._last_at = self._log.at(self._head) if self._head else 0
-            self._closed_at = self._log.closed()
-        except (EventStoreError, database.Error) as error:
+            self._moved_to(applied)
+            self._follow()
+        except Exception as error:
+            # Whatever it is: with a projection that is not at the head there is no going on.
             _log.error("reopening failed", extra={"reason": str(error)})
             return False
         return True
@@ -370,13 +412,17 @@ class Writer:
         if isinstance(job, SystemEvent | CloseTime):
             return Unavailable("The log was reopened after a failure: try again", "LOG_REOPENED")
         operation = self._projector.operation(job.asked.operation_id)
-        if operation is None or (isinstance(job, CancelOperation) and not operation["done"]):
+        if operation is None or (isinstance(job, Ending) and not operation["done"]):
             return Unavailable("The write failed and left nothing: try again", "LOG_REOPENED")
         return Written(self._projector.view(operation), operation["last"])
 
 
 class _Late(Exception):
     """The batch took too long to decide."""
+
+
+def _not_reopened() -> OutcomeUnknown:
+    return OutcomeUnknown("the server stops before the log could be reopened")
 
 
 def _settle(batch: Sequence[_Entry]) -> None:

@@ -86,7 +86,8 @@ class ImageService:
                 request.folder_id, limit=limit, conditions=conditions, order=order, page=page, at=at
             )
 
-        if _is_bounded(conditions, order):
+        is_now = page is None and at is None
+        if _is_bounded(conditions, order, is_now=is_now):
             listing = ask(self._queries)
         else:
             listing = await self._readers.run(ask, deadline=call.deadline())
@@ -188,11 +189,11 @@ def _question(method: str, subject: str, filter_text: str, order_by: str, call: 
     return question(method, subject, filter_text, order_by, call.text("x-as-of") or "")
 
 
-def _is_bounded(conditions: tuple[Condition, ...], order: Order) -> bool:
-    """Whether an index bounds the rows that a page has to read."""
-    if any(equality(conditions, name) is not None for name in ("id", "name")):
+def _is_bounded(conditions: tuple[Condition, ...], order: Order, *, is_now: bool) -> bool:
+    """Whether an index bounds the rows that a page has to read; of the past there is none by name."""
+    if is_now and (equality(conditions, "id") or equality(conditions, "name")):
         return True
-    return not conditions and order.field == "id"
+    return is_now and not conditions and order.field == "id"
 
 
 def _next_page(page: Page | None, asked: bytes) -> bytes:

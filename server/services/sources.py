@@ -6,7 +6,8 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
-from typing import cast
+from functools import partial
+from typing import TypeVar, cast
 
 from grpc import StatusCode
 
@@ -28,6 +29,9 @@ from server.writer import Writer
 
 PAGE_SIZE_DEFAULT = 100
 UPLOADS_MAX = 4
+BROKEN_OFF_S = 0.02
+SILENCE_S_MAX = 60.0
+Done = TypeVar("Done")
 UPLOAD_BYTES_MAX = 10 * 1024**3
 
 
@@ -67,6 +71,7 @@ class SourceService:
             )
         self._uploads += 1
         try:
+            parts = steady(parts, silence_s_max=SILENCE_S_MAX)
             header = await _header(parts)
             # What is wrong with the headers is said before the bytes are taken.
             call.asked(operation_id="", fingerprint=bytes)
@@ -76,19 +81,37 @@ class SourceService:
         return await self._register(call, header, blob)
 
     async def _stored(self, header: pb.SourceHeader, parts: AsyncIterator[pb.UploadSourceRequest]) -> Blob:
-        run = asyncio.get_running_loop().run_in_executor
-        writer = await run(self._threads, self._blobs.begin)
+        writer = await self._run(self._blobs.begin, undo=BlobWriter.abort)
         try:
             async for part in parts:
                 if part.WhichOneof("part") != "chunk":
                     raise _invalid("part", "Only the first message of an upload may be the header")
                 if writer.written_bytes + len(part.chunk) > (header.size_bytes or UPLOAD_BYTES_MAX):
                     raise _too_long(header)
-                await run(self._threads, writer.write, part.chunk)
+                await self._run(partial(writer.write, part.chunk))
             _check_declared(header, writer)
-            return await run(self._threads, writer.commit)
+            # To gRPC's reader an upload that broke off ends like one that is whole; the word that it broke
+            # off cancels this call in the same moment, and must come before the bytes are kept.
+            await asyncio.sleep(BROKEN_OFF_S)
+            return await self._run(writer.commit)
         finally:
-            await asyncio.shield(run(self._threads, writer.abort))
+            await self._run(writer.abort)
+
+    async def _run(self, step: Callable[[], Done], *, undo: Callable[[Done], None] | None = None) -> Done:
+        """Run a step in a thread; a caller who hangs up is obeyed only once it has ended.
+
+        The next step, which closes the file, would otherwise run beside it. `undo` is for what it made.
+        """
+        work = asyncio.get_running_loop().run_in_executor(self._threads, step)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait((work,))
+            # Asked for in any case: an error that nobody looks at would be logged.
+            failed = work.exception()
+            if undo is not None and failed is None:
+                undo(work.result())
+            raise
 
     async def _register(self, call: Call, header: pb.SourceHeader, blob: Blob) -> bytes:
         values = fields(header)
@@ -145,6 +168,26 @@ class SourceService:
 
     def _new_id(self, prefix: str) -> str:
         return ids.make(prefix, now_ns=self._clock(), random_bytes=secrets.token_bytes(ids.RANDOM_BYTES))
+
+
+async def steady(
+    parts: AsyncIterator[pb.UploadSourceRequest], *, silence_s_max: float
+) -> AsyncIterator[pb.UploadSourceRequest]:
+    """The parts, unless the caller falls silent: one who holds a place must use it. Raises CallRefused."""
+    while True:
+        try:
+            # Not wait_for: it loses a cancellation that comes together with the end of the parts.
+            async with asyncio.timeout(silence_s_max):
+                part = await anext(parts)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise CallRefused(
+                StatusCode.DEADLINE_EXCEEDED,
+                f"Nothing of the upload came for {silence_s_max:g} s",
+                reason="UPLOAD_SILENT",
+            ) from None
+        yield part
 
 
 async def _header(parts: AsyncIterator[pb.UploadSourceRequest]) -> pb.SourceHeader:
