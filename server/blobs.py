@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import stat
 import threading
 from collections import Counter
@@ -26,6 +27,7 @@ from server.formats import Inspector
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 262_144
+FREE_CHECK_BYTES = 64 * 1024 * 1024
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FOLDER = re.compile(r"[0-9a-f]{2}")
@@ -67,6 +69,16 @@ class BlobStoreFull(BlobStoreFailed):
     """No room is left on the disk, or in the quota."""
 
 
+class DiskLow(BlobError):
+    """Less of the disk is free than the operator wants kept."""
+
+    def __init__(self, free_bytes: int, total_bytes: int, min_free: float) -> None:
+        super().__init__(
+            f"only {free_bytes} of {total_bytes} bytes are free on the blobs' disk, less than --min-free"
+            f" {min_free:.0%}; free some space and try again"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Blob:
     """A durable blob; `size` is the disk's virtual size, `storage_size` the file's, both in bytes."""
@@ -78,10 +90,14 @@ class Blob:
 
 
 class BlobStore:
-    """The folder of blobs, which it makes if need be. Raises BlobStoreFailed."""
+    """The folder of blobs, which it makes if need be. Raises BlobStoreFailed.
 
-    def __init__(self, root: Path) -> None:
+    `min_free` is the share of the disk, 0 to 1, that new blobs must leave free.
+    """
+
+    def __init__(self, root: Path, *, min_free: float = 0.0) -> None:
         self.root = root
+        self._min_free = min_free
         # One placing, removal or count at a time: what a writer finds to be there stays until it returns.
         self._lock = threading.Lock()
         self._arriving: set[str] = set()
@@ -93,6 +109,12 @@ class BlobStore:
             _sync_folder(root.parent)
             with _folder(root) as top, _folder(_INCOMING, top):
                 os.fsync(top)
+
+    def check_free(self) -> None:
+        """Nothing, while enough of the disk is free. Raises DiskLow."""
+        usage = shutil.disk_usage(self.root)
+        if usage.free < usage.total * self._min_free:
+            raise DiskLow(usage.free, usage.total, self._min_free)
 
     def path_of(self, sha256: str) -> Path:
         """Where the blob is, or would be. Raises ValueError if `sha256` is not 64 lower-case hex digits."""
@@ -338,6 +360,7 @@ class BlobWriter:
         self._hash = hashlib.sha256()
         self._inspector = Inspector()
         self._written_bytes = 0
+        self._check_free_at = 0
         with _failures("cannot begin a blob"):
             self._name, self._descriptor = store._create_incoming()
 
@@ -359,9 +382,12 @@ class BlobWriter:
         return self._written_bytes
 
     def write(self, chunk: bytes) -> None:
-        """Take the next bytes. Raises FormatRefused, BlobStoreFull, BlobStoreFailed, and is done then."""
+        """Take the next bytes. Raises FormatRefused, DiskLow, BlobStoreFailed, and is done then."""
         self._check_open()
         try:
+            if self._written_bytes >= self._check_free_at:
+                self._store.check_free()
+                self._check_free_at = self._written_bytes + FREE_CHECK_BYTES
             self._inspector.feed(chunk)
             self._hash.update(chunk)
             self._append(chunk)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -61,10 +62,13 @@ class Gate:
         self.in_flight = 0
         self.staying = 0
         self.closed = False
+        # When the last call was refused because of that, on the monotonic clock in seconds.
+        self.refused_at = 0.0
 
     def enter(self, *, stays: bool = False) -> None:
         """Count a call in; one that `stays` (a watch) does not hold up a stop. Raises CallRefused."""
         if self.closed:
+            self.refused_at = time.monotonic()
             raise CallRefused(StatusCode.UNAVAILABLE, "The server is stopping", reason="STOPPING")
         if self.in_flight + self.staying >= self.in_flight_max:
             raise CallRefused(

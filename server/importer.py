@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from eventstore.errors import EventStoreError
 from projections.domain.command import Image, Operation
 from projections.domain.imports import FailImport, FinishImport, on_behalf
 from projections.queries import Queries
+from projections.rows import OperationView
 from server.allowlist import AllowList, Location, SourceNotAllowed, UriMalformed
-from server.blobs import Blob, BlobError, BlobStore, BlobStoreFull
+from server.blobs import Blob, BlobError, BlobStore, BlobStoreFull, DiskLow
 from server.fetch import fetch
 from server.formats import FormatRefused
 from server.status import CallRefused
@@ -29,7 +29,6 @@ FAILED_PRECONDITION = 9
 RESOURCE_EXHAUSTED = 8
 SUBMIT_S_MAX = 3600.0
 RETRY_S = 1.0
-MIN_FREE_CHECK_BYTES = 64 * 1024 * 1024
 
 _log = logging.getLogger(__name__)
 
@@ -58,14 +57,11 @@ class Importer:
         blobs: BlobStore,
         writer: Writer,
         limits: Limits,
-        min_free: float,
     ) -> None:
-        """`min_free` is the share of the disk, 0 to 1, below which imports stop."""
         self._allowlist = allowlist
         self._blobs = blobs
         self._writer = writer
         self._limits = limits
-        self._min_free = min_free
         self._imports: dict[str, Import] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(IMPORTS_MAX, thread_name_prefix="import")
@@ -75,8 +71,9 @@ class Importer:
         """Where the bytes are. Raises UriMalformed, SourceNotAllowed: nothing is read for those."""
         return self._allowlist.admit(uri)
 
-    def add(self, operation: Operation, image: Image, location: Location) -> None:
+    def add(self, view: OperationView, location: Location) -> None:
         """Queue the import of a durable operation; a second time for the same one does nothing."""
+        operation, image = view.operation, cast("Image", view.result)
         if operation["id"] in self._imports or self._stopping:
             return
         self._imports[operation["id"]] = Import(operation, image["id"], image["folder_id"], location)
@@ -96,7 +93,7 @@ class Importer:
             except (UriMalformed, SourceNotAllowed) as error:
                 self._spawn(self._fail(operation, FAILED_PRECONDITION, str(error), "IMPORT_NOT_RESUMED"))
             else:
-                self.add(operation, image, location)
+                self.add(OperationView(operation, image), location)
 
     def cancel(self, operation_id: str) -> None:
         """Stop fetching for an operation that has been cancelled, durably."""
@@ -107,11 +104,11 @@ class Importer:
         if not entry.running:
             del self._imports[operation_id]
 
-    def progress(self, operation_id: str) -> str | None:
-        """`bytes/total` of an import under way; the total is `?` while the source has not said."""
+    def progress(self, operation_id: str) -> str:
+        """`bytes/total` of a running operation; the total is `?` while the source has not said it."""
         entry = self._imports.get(operation_id)
         if entry is None:
-            return None
+            return "0/?"
         total = "?" if entry.total_bytes is None else str(entry.total_bytes)
         return f"{entry.fetched_bytes}/{total}"
 
@@ -173,7 +170,6 @@ class Importer:
         def told_total(total: int | None) -> None:
             entry.total_bytes = total
 
-        unchecked = MIN_FREE_CHECK_BYTES
         pieces = fetch(
             entry.location,
             self._allowlist,
@@ -183,10 +179,6 @@ class Importer:
         )
         with closing(pieces) as chunks, self._blobs.begin() as writer:
             for chunk in chunks:
-                unchecked += len(chunk)
-                if unchecked >= MIN_FREE_CHECK_BYTES:
-                    check_free(self._blobs, self._min_free)
-                    unchecked = 0
                 writer.write(chunk)
                 entry.fetched_bytes += len(chunk)
             return writer.commit()
@@ -223,17 +215,3 @@ class Importer:
                     extra={"operation_id": command.asked.operation_id, "reason": str(error)},
                 )
                 await asyncio.sleep(RETRY_S)
-
-
-class DiskLow(Exception):
-    """Less of the disk is free than the operator wants kept."""
-
-
-def check_free(blobs: BlobStore, min_free: float) -> None:
-    """Nothing, while more than this share of the disk is free. Raises DiskLow."""
-    usage = shutil.disk_usage(blobs.root)
-    if usage.free < usage.total * min_free:
-        raise DiskLow(
-            f"only {usage.free} of {usage.total} bytes are free on the blobs' disk, less than --min-free"
-            f" {min_free:.0%}; free some space and try again"
-        )

@@ -1,35 +1,33 @@
-"""The only wiring: opens what a server needs, in an order in which a refusal leaves the disk as it was."""
+"""The only wiring: which part is given which, from the start to the last answered call."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_bytes
 
 import grpc
 
-from eventstore.lock import DirectoryLock
-from eventstore.log import EventLog, LogReader, new_log_id
-from projections.moments import format_time
+from eventstore.log import LogReader
 from projections.projector import Projector
-from projections.store import ProjectionFiles, check, open_live, open_projector, open_queries
-from server.blobs import BlobStore
+from projections.queries import Queries
+from projections.store import check, open_projector, open_queries
+from server.allowlist import AllowList
 from server.config import Config, split_address
 from server.encode import image_frame
 from server.handlers import Gate, Handlers
 from server.health import Health, Reflection
-from server.identity import REVOKED_FILE, Tokens, load_key
+from server.identity import Tokens
+from server.importer import Importer
 from server.moments import Moments
 from server.readers import Readers
+from server.reaper import Reaper
 from server.services.blobs import BlobService
 from server.services.endpoints import ApiEndpointService
 from server.services.iam import IamTokenService
@@ -37,10 +35,13 @@ from server.services.images import ImageService
 from server.services.operations import OperationService
 from server.services.sources import SourceService
 from server.services.status import SOFTWARE, StatusService
+from server.start import Stores, bind, open_stores
+from server.wire import Limits
 from server.writer import SystemEvent, Writer
 
-CLOCK_BEHIND_NS_MAX = 5 * 60 * 1_000_000_000
 DRAIN_S_MAX = 30.0
+QUIET_S = 0.25
+QUIET_S_MAX = 5.0
 STOP_GRACE_S = 1.0
 BLOB_THREADS = 4
 
@@ -59,27 +60,19 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_timeout_ms", 20_000),
 )
 
-_log = logging.getLogger(__name__)
-
-
-class StartRefused(Exception):
-    """The server does not start. One line that names thing, rule and remedy; nothing was changed."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
 
 @dataclass(frozen=True, slots=True)
-class Stores:
-    """What lies on disk, opened and caught up."""
+class Parts:
+    """What serves calls, each part wired to the others."""
 
-    log: EventLog
-    log_path: Path
-    projection: Path
-    blobs: BlobStore
-    tokens: Tokens
-    clock_accepted: bool
+    log: LogReader
+    queries: Queries
+    readers: Readers
+    writer: Writer
+    moments: Moments
+    importer: Importer
+    reaper: Reaper
+    threads: ThreadPoolExecutor
 
 
 def serve(config: Config, *, say: Callable[[str], None] = print) -> None:
@@ -97,6 +90,7 @@ def serve(config: Config, *, say: Callable[[str], None] = print) -> None:
 
 async def _serve(config: Config, say: Callable[[str], None]) -> None:
     started_at = time.time_ns()
+    allowlist = AllowList.parse(config.allow_source, private=config.data)
     gate = Gate(in_flight_max=config.in_flight_max)
     tokens: list[Tokens] = []
     handlers = Handlers(gate, lambda: tokens[0])
@@ -105,141 +99,70 @@ async def _serve(config: Config, say: Callable[[str], None]) -> None:
     handlers.add(Reflection(lambda: handlers.services).rpcs())
     server = grpc.aio.server(options=OPTIONS)
     server.add_generic_rpc_handlers((handlers,))
-    port = _bind(server, config)
+    port = bind(server, config)
     with ExitStack() as stack:
-        stores = _open_stores(config, stack)
+        stores = open_stores(config, stack)
         tokens.append(stores.tokens)
-        writer = _add_services(config, stores, handlers, stack, port=port, started_at=started_at)
-        writer.start()
+        parts = _wire(config, stores, allowlist, stack)
+        _add_services(config, stores, parts, handlers, port=port, started_at=started_at)
+        parts.writer.start()
         if stores.clock_accepted:
-            await writer.note(SystemEvent("ClockAccepted", {"clock": started_at}))
-        await writer.note(SystemEvent("ServerStarted", {"software": SOFTWARE}))
+            await parts.writer.note(SystemEvent("ClockAccepted", {"clock": started_at}))
+        await parts.writer.note(SystemEvent("ServerStarted", {"software": SOFTWARE}))
+        parts.importer.resume(parts.queries)
+        parts.reaper.start()
         await server.start()
         await health.serving(True)
         host, _ = split_address(config.listen, option="--listen")
         say(f"listening on {_address(host, port)}")
         await _until_told_to_stop()
-        await _drain(server, gate, health, writer)
+        await _drain(server, gate, health, parts)
 
 
-def _bind(server: grpc.aio.Server, config: Config) -> int:
-    """Bind before anything on disk is touched. Raises StartRefused."""
-    credentials = _credentials(config)
-    try:
-        if credentials is None:
-            port = server.add_insecure_port(config.listen)
-        else:
-            port = server.add_secure_port(config.listen, credentials)
-    except RuntimeError:
-        port = 0
-    if port == 0:
-        raise StartRefused(
-            "UNAVAILABLE",
-            f"cannot listen on {config.listen}: {_why_not_bound(config.listen)};"
-            " stop what uses it, or give another --listen (port 0 takes a free one)",
-        )
-    return port
-
-
-def _why_not_bound(listen: str) -> str:
-    host, port = split_address(listen, option="--listen")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.bind(address)
-    except OSError as error:
-        return (error.strerror or str(error)).lower()
-    return "the address is in use"
-
-
-def _credentials(config: Config) -> grpc.ServerCredentials | None:
-    if config.tls_cert is None or config.tls_key is None:
-        return None
-    try:
-        key, certificate = config.tls_key.read_bytes(), config.tls_cert.read_bytes()
-    except OSError as error:
-        raise StartRefused(
-            "INVALID_ARGUMENT",
-            f"cannot read {error.filename}: {error.strerror}; check --tls-cert and --tls-key",
-        ) from None
-    if b"PRIVATE KEY-----" not in key or b"BEGIN CERTIFICATE-----" not in certificate:
-        raise StartRefused(
-            "INVALID_ARGUMENT",
-            "--tls-cert and --tls-key must be PEM files of a certificate and its private key",
-        )
-    return grpc.ssl_server_credentials([(key, certificate)])
-
-
-def _open_stores(config: Config, stack: ExitStack) -> Stores:
-    directory = config.data
-    try:
-        directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-        since = format_time(time.time_ns())
-        stack.enter_context(DirectoryLock(directory, command="imageledger serve", since=since))
-    except OSError as error:
-        raise StartRefused(
-            "PERMISSION_DENIED",
-            f"cannot use the data directory {directory}: {error.strerror}; check --data and its permissions",
-        ) from None
-    log_path = directory / "log.db"
-    log = EventLog.open(log_path)
+def _wire(config: Config, stores: Stores, allowlist: AllowList, stack: ExitStack) -> Parts:
+    log = LogReader.open(stores.log_path)
     stack.callback(log.close)
-    clock_accepted = _check_clock(log, accept=config.accept_clock)
-    log.create_if_empty(log_id=new_log_id(token_bytes(16)), at=time.time_ns())
-    projection = open_live(ProjectionFiles(directory), log, encode=image_frame, on_progress=_progress)
-    tokens = Tokens(load_key(directory), revoked_path=directory / REVOKED_FILE, clock=time.time_ns)
-    return Stores(log, log_path, projection, BlobStore(directory / "blobs"), tokens, clock_accepted)
-
-
-def _check_clock(log: EventLog, *, accept: bool) -> bool:
-    """Whether a clock far behind the log was accepted. Raises StartRefused."""
-    head = log.head()
-    # Nothing may be stamped at or before the closed time, so that is the log's time, too.
-    last_at = max(log.at(head) if head else 0, log.closed())
-    behind = last_at - time.time_ns()
-    if behind <= 0:
-        return False
-    if behind <= CLOCK_BEHIND_NS_MAX:
-        _log.warning(
-            "the clock is behind the log; events are stamped with the log's time until it catches up"
-        )
-        return False
-    if not accept:
-        raise StartRefused(
-            "FAILED_PRECONDITION",
-            f"the clock is {behind // 1_000_000_000} s behind the log, whose time is {format_time(last_at)}:"
-            " set the clock, or go on from the log's time with --accept-clock, which the log records",
-        )
-    return True
-
-
-def _progress(done: int, head: int) -> None:
-    print(f"projection: {done} of {head} events", file=sys.stderr)
-
-
-def _add_services(
-    config: Config, stores: Stores, handlers: Handlers, stack: ExitStack, *, port: int, started_at: int
-) -> Writer:
-    clock = time.time_ns
-    log_reader = LogReader.open(stores.log_path)
-    stack.callback(log_reader.close)
     queries = open_queries(stores.projection, encode=image_frame)
     stack.callback(queries.close)
     readers = Readers(lambda: open_queries(stores.projection, encode=image_frame))
     stack.callback(readers.close)
     threads = ThreadPoolExecutor(BLOB_THREADS, thread_name_prefix="blob")
     stack.callback(threads.shutdown)
-    projector = open_projector(stores.projection, encode=image_frame)
-    # The writer's thread reopens, so it reads the log that is its own.
+    reaper = Reaper(stores.blobs, readers, grace_s=config.blob_grace_s)
     writer = Writer(
-        stores.log, projector, clock=clock, open_projector=lambda: _reopen(stores.projection, stores.log)
+        stores.log,
+        open_projector(stores.projection, encode=image_frame),
+        clock=time.time_ns,
+        # The writer's thread reopens, so it reads the log that is its own.
+        open_projector=lambda: _reopen(stores.projection, stores.log),
+        on_freed=reaper.freed,
     )
     stack.callback(writer.close)
-    moments = Moments(log_reader, queries, writer, clock=clock)
+    importer = Importer(
+        allowlist=allowlist,
+        blobs=stores.blobs,
+        writer=writer,
+        limits=Limits(size_bytes_max=config.image_bytes_max),
+    )
+    moments = Moments(log, queries, writer, clock=time.time_ns)
+    return Parts(log, queries, readers, writer, moments, importer, reaper, threads)
+
+
+def _add_services(
+    config: Config, stores: Stores, parts: Parts, handlers: Handlers, *, port: int, started_at: int
+) -> None:
+    queries, writer, moments, importer = parts.queries, parts.writer, parts.moments, parts.importer
     address = config.advertise or _address(_reachable(config.listen), port)
     for service in (
-        ImageService(queries=queries, readers=readers, writer=writer, moments=moments, clock=clock),
-        OperationService(queries=queries, writer=writer, moments=moments),
+        ImageService(
+            queries=queries,
+            readers=parts.readers,
+            writer=writer,
+            moments=moments,
+            importer=importer,
+            clock=time.time_ns,
+        ),
+        OperationService(queries=queries, writer=writer, moments=moments, importer=importer),
         ApiEndpointService(lambda: address),
         IamTokenService(stores.tokens),
         SourceService(
@@ -247,16 +170,21 @@ def _add_services(
             writer=writer,
             moments=moments,
             blobs=stores.blobs,
-            threads=threads,
-            clock=clock,
+            threads=parts.threads,
+            upload_bytes_max=config.image_bytes_max,
+            clock=time.time_ns,
         ),
-        BlobService(queries=queries, moments=moments, blobs=stores.blobs, threads=threads),
+        BlobService(queries=queries, moments=moments, blobs=stores.blobs, threads=parts.threads),
         StatusService(
-            log=log_reader, queries=queries, blobs=stores.blobs, threads=threads, started_at=started_at
+            log=parts.log,
+            queries=queries,
+            blobs=stores.blobs,
+            importer=importer,
+            threads=parts.threads,
+            started_at=started_at,
         ),
     ):
         handlers.add(service.rpcs())
-    return writer
 
 
 def _reopen(path: Path, log: LogReader) -> tuple[Projector, int]:
@@ -284,17 +212,21 @@ async def _until_told_to_stop() -> None:
     await told.wait()
 
 
-async def _drain(server: grpc.aio.Server, gate: Gate, health: Health, writer: Writer) -> None:
+async def _drain(server: grpc.aio.Server, gate: Gate, health: Health, parts: Parts) -> None:
     """Refuse what is new, answer what is in flight and in the queue, then stop.
 
-    `server.stop` alone would cancel calls that wait in gRPC's own queue.
+    `server.stop` cancels calls that wait in gRPC's own queue, so it comes when none has come in for a while:
+    whoever is told UNAVAILABLE goes elsewhere, or waits before it tries again.
     """
     await health.serving(False)
     gate.closed = True
     give_up = time.monotonic() + DRAIN_S_MAX
     while gate.in_flight and time.monotonic() < give_up:
         await asyncio.sleep(0.01)
-    await writer.stop()
-    # Calls that gRPC had accepted and not handed over yet still get their UNAVAILABLE.
-    await asyncio.sleep(0.05)
+    await parts.importer.stop()
+    await parts.writer.stop()
+    give_up = time.monotonic() + QUIET_S_MAX
+    while time.monotonic() - gate.refused_at < QUIET_S and time.monotonic() < give_up:
+        await asyncio.sleep(0.01)
+    await parts.reaper.stop()
     await server.stop(STOP_GRACE_S)

@@ -20,7 +20,8 @@ from projections.domain.refusals import (
 )
 from projections.errors import QuestionInvalid
 from projections.rows import RowDamaged
-from server.blobs import BlobDamaged, BlobMissing, BlobStoreFailed, BlobStoreFull
+from server.allowlist import SourceRefused, UriMalformed
+from server.blobs import BlobDamaged, BlobMissing, BlobStoreFailed, BlobStoreFull, DiskLow
 from server.formats import FormatRefused
 from server.gen.google.rpc import error_details_pb2, status_pb2
 from server.identity import TokenRefused
@@ -121,6 +122,9 @@ TABLE: dict[type[Exception], Callable[[Any], Refusal]] = {
     FormatRefused: lambda e: Refusal(StatusCode.INVALID_ARGUMENT, str(e), "FORMAT_REFUSED"),
     BlobMissing: lambda e: Refusal(StatusCode.DATA_LOSS, str(e), "BLOB_MISSING"),
     BlobDamaged: lambda e: Refusal(StatusCode.DATA_LOSS, str(e), "BLOB_DAMAGED"),
+    UriMalformed: lambda e: _invalid(str(e), "uri", "URI_MALFORMED"),
+    SourceRefused: lambda e: Refusal(StatusCode.FAILED_PRECONDITION, str(e), "SOURCE_REFUSED"),
+    DiskLow: lambda e: Refusal(StatusCode.RESOURCE_EXHAUSTED, str(e), "DISK_LOW"),
     BlobStoreFull: lambda e: Refusal(StatusCode.RESOURCE_EXHAUSTED, str(e), "DISK_FULL"),
     BlobStoreFailed: lambda e: Refusal(StatusCode.UNAVAILABLE, str(e), "BLOB_STORE_UNAVAILABLE"),
     RowDamaged: lambda e: Refusal(StatusCode.DATA_LOSS, str(e), "ROW_DAMAGED"),

@@ -88,8 +88,14 @@ class Writer:
         *,
         clock: Callable[[], int],
         open_projector: Callable[[], tuple[Projector, int]],
+        on_freed: Callable[[list[str]], None] = lambda digests: None,
     ) -> None:
-        """`open_projector` gives a fresh projector and its applied position, after a failure."""
+        """`open_projector` gives a fresh projector and its applied position, after a failure.
+
+        `on_freed` is told, in the event loop, which blobs lost a use, once that is durable.
+        """
+        self._on_freed = on_freed
+        self._freed: list[str] = []
         self._log = log
         self._projector = projector
         self._clock = clock
@@ -252,6 +258,7 @@ class Writer:
         """
         for entry in entries:
             entry.outcome = None
+        self._freed = []
         started = self._clock()
         stamp = max(started, self._last_at + 1, self._closed_at + 1)
         self._projector.begin()
@@ -321,6 +328,8 @@ class Writer:
             first = False
             applied = self._projector.apply(event)
             events.append(event)
+            if applied.freed is not None:
+                self._freed.append(applied.freed)
             if applied.operation is not None:
                 entry.outcome = Written(OperationView(applied.operation, applied.resource), position)
 
@@ -332,6 +341,8 @@ class Writer:
             raise OutcomeUnknown(f"the projection's commit failed after the log's: {error}") from error
         self._head = last.position
         self._last_at = last.at
+        if self._freed and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._on_freed, self._freed)
 
     def _follow(self) -> None:
         """Catch up with a log that someone else has written to."""

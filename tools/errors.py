@@ -19,7 +19,7 @@ from projections.rows import RowDamaged
 from projections.store import ProjectionRefused
 from server.blobs import BlobError
 from server.config import ConfigInvalid
-from server.main import StartRefused
+from server.start import StartRefused
 
 
 class CommandFailed(Exception):

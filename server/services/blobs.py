@@ -1,15 +1,18 @@
-"""imageledger.v1.BlobService: the bytes of an image, from any offset."""
+"""imageledger.v1.BlobService: the bytes of an image, from any offset, and whether they are still right."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
+from itertools import islice
+from typing import TypeVar
 
 from grpc import StatusCode
 
+from projections.domain.command import Image
 from projections.queries import Queries
-from server.blobs import BlobStore
+from server.blobs import BlobDamaged, BlobMissing, BlobStore
 from server.call import Call
 from server.gen.imageledger.v1 import blob_service_pb2 as pb
 from server.handlers import Rpc
@@ -17,6 +20,8 @@ from server.moments import Moments
 from server.status import CallRefused
 
 SERVICE = "imageledger.v1.BlobService"
+VERIFY_CHUNKS = 64  # 16 MiB.
+Done = TypeVar("Done")
 
 
 class BlobService:
@@ -27,19 +32,13 @@ class BlobService:
         self._threads = threads
 
     def rpcs(self) -> dict[str, Rpc]:
-        return {f"{SERVICE}/Read": Rpc(pb.ReadBlobRequest, download=self.read)}
+        return {
+            f"{SERVICE}/Read": Rpc(pb.ReadBlobRequest, download=self.read),
+            f"{SERVICE}/Verify": Rpc(pb.VerifyBlobRequest, self.verify),
+        }
 
     async def read(self, call: Call, request: pb.ReadBlobRequest) -> AsyncIterator[bytes]:
-        at = await self._moments.position(call)
-        call.position = self._queries.applied()[1] if at is None else at
-        image = self._queries.image_state(request.image_id, at=call.position)
-        if not image["blob"]:
-            raise CallRefused(
-                StatusCode.FAILED_PRECONDITION,
-                f'Image "{request.image_id}" has no bytes yet:'
-                f' operation "{image["operation_id"]}" is running',
-                reason="IMAGE_BUSY",
-            )
+        image = await self._image(call, request.image_id)
         if request.offset > image["storage_size"]:
             raise CallRefused(
                 StatusCode.OUT_OF_RANGE,
@@ -47,16 +46,51 @@ class BlobService:
                 reason="OUT_OF_RANGE",
                 field="offset",
             )
-        info = pb.BlobInfo(
-            sha256=image["blob"]["sha256"],
-            format=image["blob"]["format"],
-            storage_size=image["storage_size"],
-        )
-        chunks = self._blobs.read(info.sha256, offset=request.offset, storage_size=info.storage_size)
-        run = asyncio.get_running_loop().run_in_executor
+        chunks = self._chunks(image, request.offset)
         # The first chunk is read before anything is sent, so that a missing blob is a plain status.
-        chunk = await run(self._threads, next, chunks, b"")
-        yield pb.ReadBlobResponse(info=info).SerializeToString()
+        chunk = await self._in_thread(image, lambda: next(chunks, b""))
+        yield pb.ReadBlobResponse(info=_info(image)).SerializeToString()
         while chunk:
             yield pb.ReadBlobResponse(chunk=chunk).SerializeToString()
-            chunk = await run(self._threads, next, chunks, b"")
+            chunk = await self._in_thread(image, lambda: next(chunks, b""))
+
+    async def verify(self, call: Call, request: pb.VerifyBlobRequest) -> bytes:
+        image = await self._image(call, request.image_id)
+        chunks = self._chunks(image, 0)
+        # A step at a time, so that a caller who hangs up ends it.
+        while await self._in_thread(image, lambda: sum(map(len, islice(chunks, VERIFY_CHUNKS)))):
+            pass
+        return pb.VerifyBlobResponse(info=_info(image)).SerializeToString()
+
+    async def _image(self, call: Call, image_id: str) -> Image:
+        """The image, which has bytes. Raises NotFound, CallRefused."""
+        at = await self._moments.position(call)
+        call.position = self._queries.applied()[1] if at is None else at
+        image = self._queries.image_state(image_id, at=call.position)
+        if not image["blob"]:
+            raise CallRefused(
+                StatusCode.FAILED_PRECONDITION,
+                f'Image "{image_id}" has no bytes yet: operation "{image["operation_id"]}" is running',
+                reason="IMAGE_BUSY",
+            )
+        return image
+
+    def _chunks(self, image: Image, offset: int) -> Iterator[bytes]:
+        return self._blobs.read(image["blob"]["sha256"], offset=offset, storage_size=image["storage_size"])
+
+    async def _in_thread(self, image: Image, step: Callable[[], Done]) -> Done:
+        """Run a step off the event loop. Raises CallRefused, naming the image, if its blob is not right."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, step)
+        except (BlobMissing, BlobDamaged) as error:
+            raise CallRefused(
+                StatusCode.DATA_LOSS, f'Image "{image["id"]}": {error}', reason="BLOB_LOST"
+            ) from error
+
+
+def _info(image: Image) -> pb.BlobInfo:
+    return pb.BlobInfo(
+        sha256=image["blob"]["sha256"],
+        format=image["blob"]["format"],
+        storage_size=image["storage_size"],
+    )

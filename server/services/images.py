@@ -20,6 +20,7 @@ from server.encode import IMAGE_SERVICE, frame, operation_bytes, unframe
 from server.gen.yandex.cloud.access import access_pb2
 from server.gen.yandex.cloud.compute.v1 import image_service_pb2 as pb
 from server.handlers import Rpc
+from server.importer import Importer
 from server.moments import Moments
 from server.readers import Readers
 from server.request import fingerprint
@@ -40,8 +41,10 @@ class ImageService:
         readers: Readers,
         writer: Writer,
         moments: Moments,
+        importer: Importer,
         clock: Callable[[], int],
     ) -> None:
+        self._importer = importer
         self._queries = queries
         self._readers = readers
         self._writer = writer
@@ -113,21 +116,18 @@ class ImageService:
         return b"".join(wires) + _next_page(next_page, asked)
 
     async def create(self, call: Call, request: pb.CreateImageRequest) -> bytes:
-        asked = self._asked(call, fields(request))
-        source_field = cast("str", request.WhichOneof("source"))
-        if source_field == "uri":
-            raise CallRefused(
-                StatusCode.FAILED_PRECONDITION,
-                "No source prefix is allowed on this server, so no uri can be fetched:"
-                " upload the file as a source and create the image from it",
-                reason="SOURCE_NOT_ALLOWED",
-            )
+        location = self._importer.admit(request.uri) if request.uri else None
+        if location is not None:
+            # From here on nobody sees the query but the importer, which needs it.
+            request.uri = location.shown()
         values = _created(fields(request))
+        source_field = cast("str", request.WhichOneof("source"))
         command = CreateImage(
-            asked=asked,
+            asked=self._asked(call, fields(request)),
             image_id=self._new_id(ids.IMAGE),
             source_field=source_field,
             source_id=getattr(request, source_field),
+            uri_had_query=location is not None and bool(location.query),
             given=tuple(values),
             folder_id=request.folder_id,
             name=request.name,
@@ -140,7 +140,10 @@ class ImageService:
             pooled=request.pooled,
             hardware_generation=cast("Mapping[str, Value] | None", values.get("hardware_generation")),
         )
-        return _answered(call, await self._writer.submit(command, deadline=call.deadline()))
+        written = await self._writer.submit(command, deadline=call.deadline())
+        if location is not None and not written.view.operation["done"]:
+            self._importer.add(written.view, location)
+        return _answered(call, written)
 
     async def update(self, call: Call, request: pb.UpdateImageRequest) -> bytes:
         mask = tuple(sorted(set(request.update_mask.paths)))

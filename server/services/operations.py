@@ -8,6 +8,7 @@ from server.call import Call
 from server.encode import operation_bytes
 from server.gen.yandex.cloud.operation import operation_service_pb2 as pb
 from server.handlers import Rpc
+from server.importer import Importer
 from server.moments import Moments
 from server.writer import Writer
 
@@ -16,7 +17,8 @@ POLL_INTERVAL_S = 1
 
 
 class OperationService:
-    def __init__(self, *, queries: Queries, writer: Writer, moments: Moments) -> None:
+    def __init__(self, *, queries: Queries, writer: Writer, moments: Moments, importer: Importer) -> None:
+        self._importer = importer
         self._queries = queries
         self._writer = writer
         self._moments = moments
@@ -32,10 +34,12 @@ class OperationService:
         view, call.position = self._queries.operation(request.operation_id, at=at)
         if not view.operation["done"]:
             call.initial.append(("x-operation-poll-interval", str(POLL_INTERVAL_S)))
+            call.trailing.append(("x-operation-progress", self._importer.progress(request.operation_id)))
         return operation_bytes(view)
 
     async def cancel(self, call: Call, request: pb.CancelOperationRequest) -> bytes:
         command = CancelOperation(asked=call.asked(operation_id=request.operation_id))
         written = await self._writer.submit(command, deadline=call.deadline())
+        self._importer.cancel(request.operation_id)
         call.position = written.position
         return operation_bytes(written.view)

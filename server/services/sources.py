@@ -32,7 +32,6 @@ UPLOADS_MAX = 4
 BROKEN_OFF_S = 0.02
 SILENCE_S_MAX = 60.0
 Done = TypeVar("Done")
-UPLOAD_BYTES_MAX = 10 * 1024**3
 
 
 class SourceService:
@@ -44,6 +43,7 @@ class SourceService:
         moments: Moments,
         blobs: BlobStore,
         threads: Executor,
+        upload_bytes_max: int,
         clock: Callable[[], int],
     ) -> None:
         self._queries = queries
@@ -51,6 +51,7 @@ class SourceService:
         self._moments = moments
         self._blobs = blobs
         self._threads = threads
+        self._upload_bytes_max = upload_bytes_max
         self._clock = clock
         self._uploads = 0
 
@@ -78,7 +79,10 @@ class SourceService:
             blob = await self._stored(header, parts)
         finally:
             self._uploads -= 1
-        return await self._register(call, header, blob)
+        try:
+            return await self._register(call, header, blob)
+        finally:
+            self._blobs.release(blob.sha256)
 
     async def _stored(self, header: pb.SourceHeader, parts: AsyncIterator[pb.UploadSourceRequest]) -> Blob:
         writer = await self._run(self._blobs.begin, undo=BlobWriter.abort)
@@ -86,16 +90,24 @@ class SourceService:
             async for part in parts:
                 if part.WhichOneof("part") != "chunk":
                     raise _invalid("part", "Only the first message of an upload may be the header")
-                if writer.written_bytes + len(part.chunk) > (header.size_bytes or UPLOAD_BYTES_MAX):
-                    raise _too_long(header)
+                size_bytes = writer.written_bytes + len(part.chunk)
+                if size_bytes > self._upload_bytes_max or size_bytes > (header.size_bytes or size_bytes):
+                    raise self._too_long(header)
                 await self._run(partial(writer.write, part.chunk))
             _check_declared(header, writer)
             # To gRPC's reader an upload that broke off ends like one that is whole; the word that it broke
             # off cancels this call in the same moment, and must come before the bytes are kept.
             await asyncio.sleep(BROKEN_OFF_S)
-            return await self._run(writer.commit)
+            return await self._run(writer.commit, undo=lambda blob: self._blobs.release(blob.sha256))
         finally:
             await self._run(writer.abort)
+
+    def _too_long(self, header: pb.SourceHeader) -> CallRefused:
+        if 0 < header.size_bytes <= self._upload_bytes_max:
+            return _invalid("header.size_bytes", f"More than the declared {header.size_bytes} bytes came")
+        return _invalid(
+            "chunk", f"An upload has at most {self._upload_bytes_max} bytes here (--max-image-size)"
+        )
 
     async def _run(self, step: Callable[[], Done], *, undo: Callable[[Done], None] | None = None) -> Done:
         """Run a step in a thread; a caller who hangs up is obeyed only once it has ended.
@@ -209,12 +221,6 @@ def _check_declared(header: pb.SourceHeader, writer: BlobWriter) -> None:
             "header.sha256",
             f"The header declares SHA-256 {header.sha256}, and the bytes have {writer.sha256}",
         )
-
-
-def _too_long(header: pb.SourceHeader) -> CallRefused:
-    if header.size_bytes:
-        return _invalid("header.size_bytes", f"More than the declared {header.size_bytes} bytes came")
-    return _invalid("chunk", f"An upload has at most {UPLOAD_BYTES_MAX} bytes")
 
 
 def _invalid(field: str, message: str) -> CallRefused:

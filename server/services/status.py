@@ -13,6 +13,7 @@ from server.blobs import BlobStore
 from server.call import Call
 from server.gen.imageledger.v1 import status_service_pb2 as pb
 from server.handlers import Rpc
+from server.importer import Import, Importer
 
 SERVICE = "imageledger.v1.StatusService"
 SOFTWARE = f"imageledger {version('imageledger')}"
@@ -20,8 +21,16 @@ SOFTWARE = f"imageledger {version('imageledger')}"
 
 class StatusService:
     def __init__(
-        self, *, log: LogReader, queries: Queries, blobs: BlobStore, threads: Executor, started_at: int
+        self,
+        *,
+        log: LogReader,
+        queries: Queries,
+        blobs: BlobStore,
+        importer: Importer,
+        threads: Executor,
+        started_at: int,
     ) -> None:
+        self._importer = importer
         self._log = log
         self._queries = queries
         self._blobs = blobs
@@ -47,7 +56,19 @@ class StatusService:
             free_bytes=disk.free,
             total_bytes=disk.total,
             software=SOFTWARE,
+            imports=[_import_message(entry) for entry in self._importer.under_way()],
         )
         status.newest_event.at.FromNanoseconds(newest.at)
         status.started_at.FromNanoseconds(self._started_at)
         return status.SerializeToString()
+
+
+def _import_message(entry: Import) -> pb.Status.Import:
+    return pb.Status.Import(
+        operation_id=entry.operation["id"],
+        image_id=entry.image_id,
+        uri=entry.location.shown(),
+        running=entry.running,
+        bytes=entry.fetched_bytes,
+        total_bytes=entry.total_bytes or 0,
+    )
