@@ -48,7 +48,7 @@ from tests.unit.projections.builders import (
 
 BY_ID = Order("id", descending=False)
 # A folder and a synced log for each example: fewer, and no time limit on one.
-on_disk = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+on_disk = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @contextmanager

@@ -61,6 +61,7 @@ Upload = source_service_pb2.UploadSourceRequest
 ListSources = source_service_pb2.ListSourcesRequest
 RemoveSource = source_service_pb2.RemoveSourceRequest
 ReadBlob = blob_service_pb2.ReadBlobRequest
+VerifyBlob = blob_service_pb2.VerifyBlobRequest
 
 GIB = 2**30
 BINDING = {"role_id": "r", "subject": {"id": "i", "type": "t"}}
@@ -88,6 +89,7 @@ VALID: dict[type[Any], dict[str, Any]] = {
     ListSources: {"folder_id": "f"},
     RemoveSource: {"source_id": "s"},
     ReadBlob: {"image_id": "i"},
+    VerifyBlob: {"image_id": "x"},
     api_endpoint_service_pb2.GetApiEndpointRequest: {},
     api_endpoint_service_pb2.ListApiEndpointsRequest: {},
     status_service_pb2.GetStatusRequest: {},
@@ -150,6 +152,7 @@ def identifiers() -> Iterator[Any]:
         (ListSources, "folder_id", 50),
         (RemoveSource, "source_id", 50),
         (ReadBlob, "image_id", 50),
+        (VerifyBlob, "image_id", 50),
     ):
         yield required(kind, field)
         yield from text(kind, field, most=most)

@@ -15,7 +15,7 @@ import pytest
 from grpc import StatusCode
 
 from eventstore import database
-from eventstore.errors import AppendFailed, OutcomeUnknown
+from eventstore.errors import AppendFailed, LogUnreadable, OutcomeUnknown
 from eventstore.event import Event, Position, Version
 from eventstore.log import EventLog, new_log_id
 from projections.domain.decide import Command
@@ -32,6 +32,7 @@ from projections.store import (
 )
 from server import writer as module
 from server.encode import image_frame
+from server.start import CLOCK_BEHIND_NS_MAX, StartRefused, _check_clock
 from server.status import CallRefused, refusal_of
 from server.writer import ATTEMPTS_MAX, CloseTime, SystemEvent, Writer, Written
 from tests.unit.projections.builders import (
@@ -81,7 +82,7 @@ class FaultyLog(EventLog):
     def leaf(self, position: Position) -> bytes:
         if self.fault == "leaf":
             self.fault = None
-            raise database.OperationalError("disk I/O error")
+            raise LogUnreadable("disk I/O error")
         return super().leaf(position)
 
     def _commit(self, connection: database.Connection) -> None:
@@ -704,6 +705,30 @@ def test_a_time_is_closed_after_what_was_queued_before_it(rig: Rig) -> None:
     rig.run([CloseTime(rig.clock.now + 5 * SECOND_NS), new(1)])
     assert rig.events()[0].at == rig.clock.now
     assert rig.log.closed() == rig.clock.now + 5 * SECOND_NS
+
+
+@pytest.mark.parametrize(
+    ("by", "accept", "then"),
+    [
+        pytest.param("event", False, None, id="event"),
+        pytest.param("event", True, True, id="event-accepted"),
+        pytest.param("closed", False, None, id="closed-time"),
+        pytest.param("closed", True, True, id="closed-time-accepted"),
+        pytest.param("nothing", False, False, id="in-time"),
+    ],
+)
+def test_a_start_with_a_clock_far_behind_the_logs_time_is_refused_unless_accepted(
+    rig: Rig, by: str, accept: bool, then: bool | None
+) -> None:
+    ahead = time.time_ns() + 2 * CLOCK_BEHIND_NS_MAX
+    rig.clock.now = ahead
+    rig.run([new(1)] if by == "event" else [CloseTime(ahead)] if by == "closed" else [])
+    if then is None:
+        with pytest.raises(StartRefused, match=r"600 s behind the log|599 s behind the log") as refused:
+            _check_clock(rig.log, accept=accept)
+        assert "--accept-clock" in str(refused.value)
+    else:
+        assert _check_clock(rig.log, accept=accept) is then
 
 
 # Callers who do not wait, queues that are full, and stopping.

@@ -675,7 +675,7 @@ REFUSED = [
     (("image", "delete", "nope"), "NOT_FOUND", 'Image "nope" not found'),
     (("image", "update", "nope", "--name", "a"), "NOT_FOUND", 'Image "nope" not found'),
     (("image", "operations", "nope"), "NOT_FOUND", 'Image "nope" not found'),
-    (("image", "list", "--folder", "f", "--filter", "bad"), "INVALID_ARGUMENT", "Request validation error: Filter: "),
+    (("image", "list", "--folder", "f", "--filter", "bad"), "INVALID_ARGUMENT", "Request validation"),
     (("image", "list", "--folder", "f", "--as-of", "999999999"), "OUT_OF_RANGE", "Position 999999999"),
     (("image", "create", "--folder", "f", "--disk-id", "nope"), "FAILED_PRECONDITION", 'Disk "nope"'),
     (("image", "create", "--folder", "f", "--uri", "http://127.0.0.1:1/"), "FAILED_PRECONDITION", ""),

@@ -1,0 +1,71 @@
+"""The README's examples, executed as a reader would: a server, a shell, and the commands in order."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.harness import Server
+from tests.unit.server.disk_images import tiny_qcow2
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(marker: str) -> str:
+    found = re.search(rf"<!-- {marker} -->\n```sh\n(.*?)```", README, re.DOTALL)
+    if found is None:
+        raise AssertionError(f"the README has no block marked {marker}")
+    return found[1]
+
+
+def command_directory(tmp_path: Path) -> Path:
+    """A folder whose `imageledger` is this tree's, whatever is installed elsewhere."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    script = directory / "imageledger"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m tools.cli "$@"\n')
+    script.chmod(0o755)
+    return directory
+
+
+def test_the_first_five_minutes(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    disk = work / "disk.qcow2"
+    if shutil.which("qemu-img") is None:
+        disk.write_bytes(tiny_qcow2(64 * 1024**2))
+    else:
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "64M"], check=True)
+    server = Server(work / "imageledger-data").start()
+    try:
+        shell = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block("first-five-minutes")],
+            cwd=work,
+            env={
+                **os.environ,
+                "PATH": f"{command_directory(tmp_path)}:{os.environ['PATH']}",
+                "PYTHONPATH": str(ROOT),
+                "IMAGELEDGER_ENDPOINT": server.address,
+            },
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    finally:
+        server.stop()
+    assert shell.returncode == 0, shell.stderr + shell.stdout
+    assert shell.stdout.count("rebuilt on Friday") >= 2
+    assert "ImageUpdated" in shell.stdout
+    assert "CVE-2026-1234" in shell.stdout
+    assert (work / "snapshot" / "manifest.json").is_file()
+
+
+def test_every_room_that_the_readme_names_has_a_readme() -> None:
+    for room in re.findall(r"\(([a-z]+/README\.md)\)", README):
+        assert (ROOT / room).is_file(), room
