@@ -62,8 +62,13 @@ class Gate:
         self.in_flight = 0
         self.staying = 0
         self.closed = False
-        # When the last call was refused because of that, on the monotonic clock in seconds.
+        # When it was closed, or the last call was refused because of that; monotonic, in seconds.
         self.refused_at = 0.0
+
+    def close(self) -> None:
+        """Refuse every call from now on."""
+        self.closed = True
+        self.refused_at = time.monotonic()
 
     def enter(self, *, stays: bool = False) -> None:
         """Count a call in; one that `stays` (a watch) does not hold up a stop. Raises CallRefused."""

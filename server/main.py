@@ -221,7 +221,7 @@ async def _drain(server: grpc.aio.Server, gate: Gate, health: Health, parts: Par
     whoever is told UNAVAILABLE goes elsewhere, or waits before it tries again.
     """
     await health.serving(False)
-    gate.closed = True
+    gate.close()
     give_up = time.monotonic() + DRAIN_S_MAX
     while gate.in_flight and time.monotonic() < give_up:
         await asyncio.sleep(0.01)
