@@ -9,7 +9,7 @@ from eventstore.database import Connection
 
 from .domain.command import Image, Operation, Source
 from .domain.refusals import NotFound
-from .filters import Condition, Order, to_sql
+from .filters import Condition, Order, TextField, equality, to_sql
 from .pages import Page, PageTokenInvalid
 from .rows import Encode, OperationView, checked, left_by, unpack
 
@@ -18,11 +18,13 @@ POSITION_DIGITS_MAX = 18  # SQLite's integers end at 19.
 
 APPLIED = "SELECT log_id, position, at FROM applied"
 
-# One row always, so that the applied position comes from the same snapshot as the answer.
+# The applied position comes from the same snapshot as the answer.
 GET = """
-SELECT a.position, v.since, v.until, v.wire, v.wire_crc
-FROM applied AS a
-LEFT JOIN image AS v ON v.since = (SELECT max(since) FROM image WHERE id = :id)
+SELECT since, until, wire, wire_crc, (SELECT position FROM applied)
+FROM image
+WHERE id = ?
+ORDER BY since DESC
+LIMIT 1
 """
 GET_AS_OF = """
 SELECT v.since, v.until, v.state, v.state_crc
@@ -30,17 +32,23 @@ FROM image AS v
 WHERE v.since = (SELECT max(since) FROM image WHERE id = :id AND since <= :at)
 """
 LATEST = """
-SELECT a.position, v.since, v.until, v.wire, v.wire_crc
-FROM applied AS a
-LEFT JOIN family_latest AS f
-  ON f.folder_id = :folder_id AND f.family = :family AND f.until IS NULL
-  AND f.since = (SELECT max(since) FROM family_latest WHERE folder_id = :folder_id AND family = :family)
-LEFT JOIN image AS v ON v.since = (SELECT max(since) FROM image WHERE id = f.image_id)
+SELECT v.since, v.until, v.wire, v.wire_crc, (SELECT position FROM applied)
+FROM (
+  SELECT image_id, until
+  FROM family_latest
+  WHERE folder_id = ? AND family = ?
+  ORDER BY since DESC
+  LIMIT 1
+) AS f
+CROSS JOIN image AS v
+WHERE f.until IS NULL AND v.id = f.image_id
+ORDER BY v.since DESC
+LIMIT 1
 """
 LATEST_AS_OF = """
 SELECT image_id, until
 FROM family_latest
-WHERE folder_id = :folder_id AND family = :family AND since <= :at
+WHERE folder_id = ? AND family = ? AND since <= ?
 ORDER BY since DESC
 LIMIT 1
 """
@@ -99,6 +107,10 @@ LIMIT :limit
 """
 
 
+# The fields that have a partial index of their own, without rows where they are empty.
+PINNED: tuple[TextField, ...] = ("name", "family")
+
+
 class Answer(NamedTuple):
     """Ready bytes, and the position they were read at."""
 
@@ -137,9 +149,10 @@ class Queries:
         """The image's ready bytes. Raises NotFound, RowDamaged."""
         if at is not None:
             return Answer(self._encode(self.image_state(image_id, at=at)), at)
-        position, since, until, wire, wire_crc = self._execute(GET, {"id": image_id}).fetchone()
-        if since is None or until is not None:
+        row = self._execute(GET, (image_id,)).fetchone()
+        if row is None or row[1] is not None:
             raise NotFound("Image", image_id)
+        since, _, wire, wire_crc, position = row
         return Answer(checked(wire, wire_crc, table="image", since=since), position)
 
     def image_state(self, image_id: str, *, at: int) -> Image:
@@ -151,15 +164,15 @@ class Queries:
 
     def latest(self, folder_id: str, family: str, *, at: int | None = None) -> Answer:
         """The ready bytes of a family's latest image. Raises NotFound, quoting the family; RowDamaged."""
-        question = {"folder_id": folder_id, "family": family}
         if at is not None:
-            row = self._execute(LATEST_AS_OF, {**question, "at": at}).fetchone()
+            row = self._execute(LATEST_AS_OF, (folder_id, family, at)).fetchone()
             if row is None or _over(row[1], at):
                 raise NotFound("Image", family)
             return self.image(row[0], at=at)
-        position, since, until, wire, wire_crc = self._execute(LATEST, question).fetchone()
-        if since is None or until is not None:
+        row = self._execute(LATEST, (folder_id, family)).fetchone()
+        if row is None or row[1] is not None:
             raise NotFound("Image", family)
+        since, _, wire, wire_crc, position = row
         return Answer(checked(wire, wire_crc, table="image", since=since), position)
 
     def images(
@@ -334,7 +347,9 @@ def _list_sql(conditions: Sequence[Condition], order: Order, *, as_of: bool) -> 
     by = _id_column(as_of=as_of) + direction
     if order.field != "id":
         by = f"v.{order.field}{direction}, {by}"
-    conditions_sql = (f" AND {where}" if where else "") + "/* resume */"
+    # Said again as a constant, since a partial index is used only where its own condition is seen.
+    pinned = "".join(f" AND v.{field} != ''" for field in PINNED if not as_of and equality(conditions, field))
+    conditions_sql = (f" AND {where}{pinned}" if where else "") + "/* resume */"
     return sql.format(columns=columns, conditions=conditions_sql, order=by), dict(values)
 
 

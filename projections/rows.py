@@ -111,6 +111,7 @@ class OperationView(NamedTuple):
 
     operation: Operation
     result: Image | Source | None
+    wire: bytes | None = None  # The ready bytes of the result, where they are known.
 
 
 def left_by(connection: Connection, operation: Operation) -> Image | Source | None:

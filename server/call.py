@@ -6,6 +6,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from random import getrandbits
 from typing import Any
 
 from grpc import StatusCode
@@ -18,6 +19,13 @@ UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 REASON_MAX = 256
 DEADLINE_S_MAX = 3600.0
 
+
+def new_request_id() -> str:
+    """A UUID (version 4) for a call that brings none. It guards nothing, so plain chance is enough."""
+    text = f"{getrandbits(128):032x}"
+    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-a{text[17:20]}-{text[20:]}"
+
+
 ServicerContext = Any  # grpc.aio's context; its stubs know no type that fits both kinds of handler.
 
 
@@ -25,10 +33,10 @@ class Call:
     """The metadata of one call, read once, and the identity behind it."""
 
     __slots__ = (
-        "_early",
         "_sent_initial",
         "actor",
         "context",
+        "has_ids",
         "initial",
         "metadata",
         "method",
@@ -49,9 +57,9 @@ class Call:
         self._sent_initial = False
         asked = self._text_id("x-client-request-id") or self._text_id("x-request-id")
         traced = self._text_id("x-client-trace-id")
-        self.request_id = asked or str(uuid.uuid4())
+        self.request_id = asked or new_request_id()
         self.trace_id = traced or self.request_id
-        self._early = asked is not None or traced is not None
+        self.has_ids = asked is not None or traced is not None
 
     def _text_id(self, key: str) -> str | None:
         value = self.metadata.get(key)
@@ -62,18 +70,6 @@ class Call:
         value = self.metadata.get(key)
         return value if isinstance(value, str) else None
 
-    def bearer(self) -> str:
-        """The token of the authorization header. Raises CallRefused."""
-        kind, _, token = (self.text("authorization") or "").partition(" ")
-        token = token.strip()
-        if kind.lower() != "bearer" or not token:
-            raise CallRefused(
-                StatusCode.UNAUTHENTICATED,
-                "The token is invalid: send the metadata `authorization: Bearer <token>`",
-                reason="TOKEN_MISSING",
-            )
-        return token
-
     def deadline(self) -> float:
         """When the caller stops waiting, on the monotonic clock in seconds."""
         remaining = self.context.time_remaining()
@@ -81,10 +77,10 @@ class Call:
 
     async def send_initial(self) -> None:
         """Send the initial metadata if there is any; a caller without ids is spared the extra batch."""
-        if self._sent_initial or not (self._early or self.initial):
+        if self._sent_initial or not (self.has_ids or self.initial):
             return
         self._sent_initial = True
-        ids = self._ids() if self._early else []
+        ids = self._ids() if self.has_ids else []
         await self.context.send_initial_metadata((*ids, *self.initial))
 
     def closing(self) -> tuple[tuple[str, str | bytes], ...]:

@@ -119,7 +119,7 @@ def operation_message(view: OperationView) -> operation_pb2.Operation:
     if operation["error"]:
         _fill_error(message, operation)
     elif operation["done"]:
-        _fill_response(message, view.result)
+        _fill_response(message, view)
     return message
 
 
@@ -127,7 +127,8 @@ def operation_bytes(view: OperationView) -> bytes:
     return operation_message(view).SerializeToString()
 
 
-def _fill_response(message: operation_pb2.Operation, result: Image | Source | None) -> None:
+def _fill_response(message: operation_pb2.Operation, view: OperationView) -> None:
+    result = view.result
     if result is None:
         message.response.type_url = EMPTY_URL
         message.response.value = b""
@@ -136,7 +137,7 @@ def _fill_response(message: operation_pb2.Operation, result: Image | Source | No
         message.response.value = source_message(cast("Source", result)).SerializeToString()
     else:
         message.response.type_url = IMAGE_URL
-        message.response.value = image_bytes(result)
+        message.response.value = image_bytes(result) if view.wire is None else unframe(view.wire)
 
 
 def _fill_error(message: operation_pb2.Operation, operation: Operation) -> None:

@@ -134,7 +134,7 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # Generic in 
                 gate.enter()
                 entered = True
                 self._admit(call, rpc)
-                if not late_initial:
+                if call.has_ids and not late_initial:
                     await call.send_initial()
                 answer = await run(call, parse(parse_request, raw))
                 if late_initial:
@@ -195,7 +195,7 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # Generic in 
 
     def _admit(self, call: Call, rpc: Rpc) -> None:
         if not rpc.is_open:
-            call.actor = self._tokens().subject(call.bearer())
+            call.actor = self._tokens().bearer(call.text("authorization") or "")
         if not rpc.reads and "x-as-of" in call.metadata:
             raise CallRefused(
                 StatusCode.INVALID_ARGUMENT,

@@ -55,16 +55,26 @@ class Tokens:
         payload = msgpack.packb([subject, expires_at, secrets.token_bytes(8)])
         return Issued(_token(payload, self._sign(payload)), expires_at)
 
-    def subject(self, token: str) -> str:
-        """The subject that a bearer token names. Raises TokenRefused."""
-        if token.startswith(PREFIX):
-            return self._own(token)[0]
-        subject = self._subjects.get(token)
-        if subject is None:
+    def bearer(self, authorization: str) -> str:
+        """The subject that the value of an authorization header names. Raises TokenRefused."""
+        subject = self._subjects.get(authorization)
+        if subject is not None:
+            return subject
+        kind, _, token = authorization.partition(" ")
+        token = token.strip()
+        if kind.lower() != "bearer" or not token:
+            raise TokenRefused("The token is invalid: send the metadata `authorization: Bearer <token>`")
+        subject = self.subject(token)
+        if not token.startswith(PREFIX):
+            # One of ours is not kept: it may be revoked, and it expires.
             if len(self._subjects) >= SUBJECTS_KEPT_MAX:
                 self._subjects.clear()
-            subject = self._subjects[token] = foreign_subject(token)
+            self._subjects[authorization] = subject
         return subject
+
+    def subject(self, token: str) -> str:
+        """The subject that a token names. Raises TokenRefused."""
+        return self._own(token)[0] if token.startswith(PREFIX) else foreign_subject(token)
 
     def revoke(self, token: str) -> str:
         """The subject of a token of ours, which is refused from now on, also after a restart.

@@ -35,7 +35,7 @@ from server.services.images import ImageService
 from server.services.operations import OperationService
 from server.services.sources import SourceService
 from server.services.status import SOFTWARE, StatusService
-from server.start import Stores, bind, open_stores
+from server.start import Stores, bind, open_stores, refusing
 from server.wire import Limits
 from server.writer import SystemEvent, Writer
 
@@ -108,9 +108,10 @@ async def _serve(config: Config, say: Callable[[str], None]) -> None:
         parts = _wire(config, stores, allowlist, stack)
         _add_services(config, stores, parts, handlers, port=port, started_at=started_at)
         parts.writer.start()
-        if stores.clock_accepted:
-            await parts.writer.note(SystemEvent("ClockAccepted", {"clock": started_at}))
-        await parts.writer.note(SystemEvent("ServerStarted", {"software": SOFTWARE}))
+        with refusing(config.data):
+            if stores.clock_accepted:
+                await parts.writer.note(SystemEvent("ClockAccepted", {"clock": started_at}))
+            await parts.writer.note(SystemEvent("ServerStarted", {"software": SOFTWARE}))
         parts.importer.resume(parts.queries)
         parts.reaper.start()
         await server.start()

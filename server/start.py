@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import shutil
 import socket
-import sys
+import ssl
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_bytes
 
 import grpc
 
+from eventstore import database, schema
+from eventstore.errors import AppendFailed, NotALog, OutcomeUnknown
 from eventstore.lock import DirectoryLock
-from eventstore.log import EventLog, new_log_id
+from eventstore.log import EventLog, LogReader, new_log_id
 from projections.moments import format_time
 from projections.store import ProjectionFiles, open_live
-from server.blobs import BlobStore
+from server.blobs import BlobStore, BlobStoreFailed
 from server.config import Config, split_address
 from server.encode import image_frame
-from server.identity import REVOKED_FILE, Tokens, load_key
+from server.identity import KEY_FILE, REVOKED_FILE, Tokens, load_key
 
 CLOCK_BEHIND_NS_MAX = 5 * 60 * 1_000_000_000
+START_BYTES = 1024 * 1024
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 PROGRESS_EVENTS_MIN = 20_000  # A shorter log is read before a person could wonder.
 
 _log = logging.getLogger(__name__)
@@ -51,6 +60,7 @@ class Stores:
 def bind(server: grpc.aio.Server, config: Config) -> int:
     """Bind before anything on disk is touched. Raises StartRefused."""
     credentials = _credentials(config)
+    _check_address(config.listen)
     try:
         if credentials is None:
             port = server.add_insecure_port(config.listen)
@@ -59,23 +69,40 @@ def bind(server: grpc.aio.Server, config: Config) -> int:
     except RuntimeError:
         port = 0
     if port == 0:
-        raise StartRefused(
-            "UNAVAILABLE",
-            f"cannot listen on {config.listen}: {_why_not_bound(config.listen)};"
-            " stop what uses it, or give another --listen (port 0 takes a free one)",
-        )
+        raise _not_bound(config.listen, "the address is in use")
     return port
 
 
-def _why_not_bound(listen: str) -> str:
+def _check_address(listen: str) -> None:
+    """Ask the system first: of what gRPC cannot bind it tells stderr in lines of its own."""
     host, port = split_address(listen, option="--listen")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.bind(address)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        return (error.strerror or str(error)).lower()
-    return "the address is in use"
+        raise _not_bound(listen, error.strerror or str(error)) from None
+    failures = [failure for failure in map(_why_not_bound, found) if failure is not None]
+    if len(failures) == len(found):
+        raise _not_bound(listen, failures[0])
+
+
+def _why_not_bound(found: tuple[socket.AddressFamily, socket.SocketKind, int, str, object]) -> str | None:
+    family, kind, protocol, _, address = found
+    try:
+        with socket.socket(family, kind, protocol) as probe:
+            # As gRPC does, because connections that are closing do not hold a port.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)  # type: ignore[arg-type]  # What getaddrinfo gave.
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _not_bound(listen: str, why: str) -> StartRefused:
+    return StartRefused(
+        "UNAVAILABLE",
+        f"cannot listen on {listen}: {why.lower()};"
+        " stop what uses it, or give another --listen (port 0 takes a free one)",
+    )
 
 
 def _credentials(config: Config) -> grpc.ServerCredentials | None:
@@ -88,34 +115,127 @@ def _credentials(config: Config) -> grpc.ServerCredentials | None:
             "INVALID_ARGUMENT",
             f"cannot read {error.filename}: {error.strerror}; check --tls-cert and --tls-key",
         ) from None
-    if b"PRIVATE KEY-----" not in key or b"BEGIN CERTIFICATE-----" not in certificate:
+    try:
+        # gRPC would find out at the first handshake only, and tell nobody why. It asks for no password.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(config.tls_cert, config.tls_key, password=lambda: b"")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "reason", None) or "no PEM is found there, or the key has a password"
         raise StartRefused(
             "INVALID_ARGUMENT",
-            "--tls-cert and --tls-key must be PEM files of a certificate and its private key",
-        )
+            f"{config.tls_cert} and {config.tls_key} are no certificate and its private key ({why});"
+            " --tls-cert and --tls-key must be PEM files that belong together, the key without a password",
+        ) from None
     return grpc.ssl_server_credentials([(key, certificate)])
 
 
 def open_stores(config: Config, stack: ExitStack) -> Stores:
     """Everything below the data directory, locked and caught up. Raises StartRefused, EventStoreError."""
     directory = config.data
-    try:
+    log_path = directory / "log.db"
+    with refusing(directory):
+        _check_room(directory)
         directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+        _check_writable(directory)
+        _check_key(directory)
+        _look(log_path, accept_clock=config.accept_clock)
         since = format_time(time.time_ns())
         stack.enter_context(DirectoryLock(directory, command="imageledger serve", since=since))
+        log = EventLog.open(log_path)
+        stack.callback(log.close)
+        clock_accepted = _check_clock(log, accept=config.accept_clock)
+        log.create_if_empty(log_id=new_log_id(token_bytes(16)), at=time.time_ns())
+        projection = open_live(ProjectionFiles(directory), log, encode=image_frame, on_progress=_progress)
+        blobs = BlobStore(directory / "blobs", min_free=config.min_free)
+        return Stores(log, log_path, projection, blobs, _tokens(directory), clock_accepted)
+
+
+@contextmanager
+def refusing(directory: Path) -> Iterator[None]:
+    """Turn what the disk does not let us do at start into StartRefused."""
+    try:
+        yield
     except OSError as error:
-        raise StartRefused(
-            "PERMISSION_DENIED",
-            f"cannot use the data directory {directory}: {error.strerror}; check --data and its permissions",
-        ) from None
-    log_path = directory / "log.db"
-    log = EventLog.open(log_path)
-    stack.callback(log.close)
-    clock_accepted = _check_clock(log, accept=config.accept_clock)
-    log.create_if_empty(log_id=new_log_id(token_bytes(16)), at=time.time_ns())
-    projection = open_live(ProjectionFiles(directory), log, encode=image_frame, on_progress=_progress)
-    blobs = BlobStore(directory / "blobs", min_free=config.min_free)
-    return Stores(log, log_path, projection, blobs, _tokens(directory), clock_accepted)
+        raise _refused(Path(error.filename or directory), error.errno, error.strerror or str(error)) from None
+    except BlobStoreFailed as error:
+        raise _refused(directory / "blobs", error.errno, str(error)) from None
+    except (AppendFailed, OutcomeUnknown) as error:
+        if not error.full:
+            raise
+        raise _refused(directory, errno.ENOSPC, "no space left on device") from None
+    except database.Error as error:
+        full = database.is_full(error)
+        raise _refused(directory, errno.ENOSPC if full else None, str(error)) from None
+
+
+def _refused(path: Path, number: int | None, why: str) -> StartRefused:
+    if number in FULL:
+        return StartRefused(
+            "RESOURCE_EXHAUSTED", f"{path}: {why}; free some space on its disk, and start again"
+        )
+    if number in READ_ONLY:
+        return StartRefused(
+            "PERMISSION_DENIED", f"cannot use {path}: {why}; check --data and its permissions"
+        )
+    return StartRefused("UNAVAILABLE", f"cannot use {path}: {why}; check --data, and look at its disk")
+
+
+def _check_room(directory: Path) -> None:
+    """Raises StartRefused where the first pages of the files would not fit: half of them would be left."""
+    usage = shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.exists()))
+    if usage.total and usage.free < START_BYTES:
+        free = f"only {usage.free} bytes are free, and a start needs {START_BYTES}"
+        raise _refused(directory, errno.ENOSPC, free)
+
+
+def _check_writable(directory: Path) -> None:
+    """Raises OSError. Asked, not tried: a refused start writes nothing."""
+    denied = 0
+    if os.statvfs(directory).f_flag & os.ST_RDONLY:
+        denied = errno.EROFS
+    elif not os.access(directory, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        denied = errno.EACCES
+    if denied:
+        raise OSError(denied, os.strerror(denied), str(directory))
+
+
+def _look(log_path: Path, *, accept_clock: bool) -> None:
+    """Refuse what a look at the log shows, before anything is locked, made or written.
+
+    Opening a log for writing makes a WAL database of it, whoever's it is.
+    Raises StartRefused, EventStoreError.
+    """
+    if not log_path.exists():
+        return
+    if not log_path.is_file():
+        raise NotALog(log_path, "it is not a file")
+    wal = log_path.with_name(log_path.name + "-wal")
+    had_wal = wal.exists()
+    try:
+        if _is_log(log_path):
+            with LogReader.open(log_path) as log:
+                _clock_accepted(log, accept=accept_clock)
+    except Exception:
+        # Only a log that was closed well has no such file, and a reader leaves an empty one behind. SQLite
+        # removes it with the last connection that could write.
+        if not had_wal and wal.exists():
+            database.connect(log_path, access="write", synchronous="FULL").close()
+        raise
+
+
+def _is_log(log_path: Path) -> bool:
+    """Whether the log is there; False for what a crash left of its creation. Raises EventStoreError."""
+    try:
+        with closing(database.connect(log_path, access="read", synchronous="FULL")) as connection:
+            return schema.check_format(connection, log_path)
+    except database.Error:
+        LogReader.open(log_path).close()  # It says what is wrong.
+        raise
+
+
+def _check_key(directory: Path) -> None:
+    if (directory / KEY_FILE).exists():
+        _tokens(directory)
 
 
 def _tokens(directory: Path) -> Tokens:
@@ -123,31 +243,53 @@ def _tokens(directory: Path) -> Tokens:
         key = load_key(directory)
     except ValueError as error:
         raise StartRefused("DATA_LOSS", str(error)) from None
-    return Tokens(key, revoked_path=directory / REVOKED_FILE, clock=time.time_ns)
+    try:
+        return Tokens(key, revoked_path=directory / REVOKED_FILE, clock=time.time_ns)
+    except UnicodeDecodeError:
+        raise StartRefused(
+            "DATA_LOSS",
+            f"{directory / REVOKED_FILE} is damaged: it holds bytes that are no ASCII;"
+            " restore it, or remove it together with the token key, which ends all tokens issued so far",
+        ) from None
 
 
-def _check_clock(log: EventLog, *, accept: bool) -> bool:
-    """Whether a clock far behind the log was accepted. Raises StartRefused."""
-    head = log.head()
-    # Nothing may be stamped at or before the closed time, so that is the log's time, too.
-    last_at = max(log.at(head) if head else 0, log.closed())
-    behind = last_at - time.time_ns()
-    if behind <= 0:
-        return False
-    if behind <= CLOCK_BEHIND_NS_MAX:
+def _check_clock(log: LogReader, *, accept: bool) -> bool:
+    """Whether a clock far behind the log was accepted; one that is a little behind is warned of.
+
+    Raises StartRefused.
+    """
+    accepted = _clock_accepted(log, accept=accept)
+    if not accepted and _clock_behind_ns(log) > 0:
         _log.warning(
             "the clock is behind the log; events are stamped with the log's time until it catches up"
         )
+    return accepted
+
+
+def _clock_behind_ns(log: LogReader) -> int:
+    return _last_at(log) - time.time_ns()
+
+
+def _clock_accepted(log: LogReader, *, accept: bool) -> bool:
+    behind = _clock_behind_ns(log)
+    if behind <= CLOCK_BEHIND_NS_MAX:
         return False
     if not accept:
         raise StartRefused(
             "FAILED_PRECONDITION",
-            f"the clock is {behind // 1_000_000_000} s behind the log, whose time is {format_time(last_at)}:"
-            " set the clock, or go on from the log's time with --accept-clock, which the log records",
+            f"the clock is {behind // 1_000_000_000} s behind the log, whose time is"
+            f" {format_time(_last_at(log))}; set the clock, or go on from the log's time with"
+            " --accept-clock, which the log records",
         )
     return True
 
 
+def _last_at(log: LogReader) -> int:
+    head = log.head()
+    # Nothing may be stamped at or before the closed time, so that is the log's time, too.
+    return max(log.at(head) if head else 0, log.closed())
+
+
 def _progress(done: int, head: int) -> None:
     if head >= PROGRESS_EVENTS_MIN:
-        print(f"projection: {done} of {head} events", file=sys.stderr)
+        _log.info("the projection is being built", extra={"done": done, "events": head})

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -331,7 +332,9 @@ class Writer:
             if applied.freed is not None:
                 self._freed.append(applied.freed)
             if applied.operation is not None:
-                entry.outcome = Written(OperationView(applied.operation, applied.resource), position)
+                entry.outcome = Written(
+                    OperationView(applied.operation, applied.resource, applied.wire), position
+                )
 
     def _commit(self, last: Event) -> None:
         """Make the rows of durable events visible. Raises OutcomeUnknown for whatever goes wrong here."""
@@ -342,7 +345,9 @@ class Writer:
         self._head = last.position
         self._last_at = last.at
         if self._freed and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._on_freed, self._freed)
+            # A loop that is closed has nobody to tell, and the batch is written all the same.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._on_freed, self._freed)
 
     def _follow(self) -> None:
         """Catch up with a log that someone else has written to."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from eventstore.event import Value
 
 from .command import Asked, Image, NewEvent, Operation, Repeat, State, folder_stream
-from .image import at_least, smallest_disk
+from .image import at_least, smallest_disk, without_defaults
 from .refusals import ValueRefused
 
 INVALID_ARGUMENT = 3
@@ -60,12 +60,14 @@ def decide_finish(state: State, command: FinishImport) -> list[NewEvent] | Repea
         min_disk_size = at_least(image["min_disk_size"] or smallest_disk(command.size), command.size)
     except ValueRefused as error:
         return [_failed(image, INVALID_ARGUMENT, str(error), "VALUE_REFUSED", {"field": error.field})]
-    data: dict[str, Value] = {
-        "size": command.size,
-        "storage_size": command.storage_size,
-        "min_disk_size": min_disk_size,
-        "blob": {"sha256": command.sha256, "format": command.format},
-    }
+    data = without_defaults(
+        {
+            "size": command.size,
+            "storage_size": command.storage_size,
+            "min_disk_size": min_disk_size,
+            "blob": {"sha256": command.sha256, "format": command.format},
+        }
+    )
     return [NewEvent(folder_stream(image["folder_id"]), "ImageCreated", image["id"], data)]
 
 

@@ -32,7 +32,7 @@ class TlsServer:
 
 
 @contextlib.contextmanager
-def serving_over_tls(folder: Path) -> Iterator[TlsServer]:
+def serving_over_tls(folder: Path, *options: str) -> Iterator[TlsServer]:
     """A server that names itself by a host name, with its data and certificates below `folder`."""
     authority = trustme.CA()
     issued = authority.issue_cert(HOST, "127.0.0.1")
@@ -46,6 +46,7 @@ def serving_over_tls(folder: Path) -> Iterator[TlsServer]:
         folder / "data",
         *("--listen", f"127.0.0.1:{port}", "--advertise", f"{HOST}:{port}"),
         *("--tls-cert", str(cert_file), "--tls-key", str(key_file)),
+        *options,
     ).start()
     try:
         yield TlsServer(server, f"{HOST}:{port}", ca_file)

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import grpc
 import pytest
 from google.protobuf.message import Message
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -433,6 +433,8 @@ def test_a_real_server_is_the_model_now_and_as_of_every_moment(tmp_path: Path) -
                     stateful_step_count=50,
                     deadline=None,
                     print_blob=True,
+                    # Making a failure smaller takes minutes over a real server; the printed blob repeats it.
+                    phases=(Phase.reuse, Phase.generate),
                     suppress_health_check=list(HealthCheck),
                 ),
             )

@@ -22,7 +22,7 @@ RELEASED = {
     "SourceRegistered.1": "7d14544132d9bb743048e0d74bf70972f6091c819f7e51015542ec8b2e12ea0a",
     "ImageCreationStarted.1": "10db7526874b343727d411a0b234cefb0d5dc8c2cfbe6e88d372a9d6a64f06e4",
     "ImageCreated.1": "bba6d601ff9059c14ee9991bcae1cae4aa669a35730ffcbd83e49edd161b94d6",
-    "ImageCreationStarted.1-uri": "688e30aee7ccb33e9dbfc5e4835e449d87afb1fbc242993f35651458fc59f9e0",
+    "ImageCreationStarted.1-uri": "7cfb76503ac8b74cd8a82c508b37a1e9be198e9634f710d21c2cbbee7d108854",
     "ImageCreationFailed.1": "500ae5d5d2fe0c5098e8bb176506b5829b30ae61a84e4df232a5733dd0b8bd01",
     "ImageUpdated.1": "d7805d787068cf6b5196c3e7c04a6b96823e8f7fa32a4ff3b23b82305f63748c",
     "ImageUpdated.1-empty-mask": "b2bc63c31066762b6333f41fa6f9d78c7c40d320141214adced9ff5fe37a8527",
