@@ -32,6 +32,7 @@ from .rows import (
     FAMILY_INSERT,
     IMAGE_INSERT,
     LIFE_INSERT,
+    LISTING_WRITE,
     OPERATION_INSERT,
     SOURCE_INSERT,
     Encode,
@@ -39,10 +40,13 @@ from .rows import (
     image_row,
     operation_row,
     source_row,
+    tag,
 )
 
 ROWS_MAX = 20_000  # Rows held before they are written: a few tens of megabytes.
 PROGRESS_EVENTS = 10_000
+
+IN_ORDER = "SELECT folder_id, id, wire FROM image WHERE until IS NULL ORDER BY folder_id, id"
 
 Row = tuple[Any, ...]
 TABLES = (
@@ -199,6 +203,16 @@ def build_rows(
         if last is not None:
             projector.finish(last=last, leaf=log.leaf(last.position))
             on_progress(last.position)
+
+
+def fill_listing(connection: Connection) -> None:
+    """The ready answers in the order of a plain list, in which an index gives them."""
+    connection.execute("BEGIN IMMEDIATE")
+    rows = connection.execute(IN_ORDER)
+    connection.executemany(
+        LISTING_WRITE, ((folder, image_id, wire, tag(wire)) for folder, image_id, wire in rows)
+    )
+    connection.execute("COMMIT")
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from .rows import (
     FAMILY_INSERT,
     IMAGE_INSERT,
     LIFE_INSERT,
+    LISTING_WRITE,
     OPERATION_INSERT,
     SOURCE_INSERT,
     Encode,
@@ -33,6 +34,7 @@ from .rows import (
     left_by,
     operation_row,
     source_row,
+    tag,
     unpack,
 )
 
@@ -51,6 +53,7 @@ FROM image
 WHERE folder_id = ? AND name = ? AND name != '' AND until IS NULL
 """
 IMAGE_CLOSE = "UPDATE image SET until = ?, wire = NULL, wire_crc = NULL WHERE since = ?"
+LISTING_DELETE = "DELETE FROM listing WHERE folder_id = ? AND id = ?"
 LIFE_CLOSE = "UPDATE image_life SET died = ? WHERE folder_id = ? AND id = ?"
 FAMILY_READY = """
 SELECT id
@@ -205,10 +208,12 @@ class Projector:
             self._execute(IMAGE_CLOSE, (position, row[0]))
         if after is None:
             self._images[image_id] = None
+            self._execute(LISTING_DELETE, (before["folder_id"] if before else "", image_id))
         else:
             self._images[image_id] = position, after
             wire = self._encode(after)
             self._execute(IMAGE_INSERT, (*image_row(after, position), None, wire, crc(wire, position)))
+            self._execute(LISTING_WRITE, (after["folder_id"], image_id, wire, tag(wire)))
         there = after or before
         if there is None:
             raise AssertionError(f"position {position}: an image event without an image")

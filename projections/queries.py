@@ -11,7 +11,7 @@ from .domain.command import Image, Operation, Source
 from .domain.refusals import NotFound
 from .filters import Condition, Order, TextField, equality, to_sql
 from .pages import Page, PageTokenInvalid
-from .rows import Encode, OperationView, checked, left_by, unpack
+from .rows import Encode, OperationView, RowDamaged, checked, first_wrong, left_by, unpack
 
 PAGE_BYTES_MAX = 3_670_016  # 3.5 MiB: clients refuse answers over 4 MiB.
 POSITION_DIGITS_MAX = 18  # SQLite's integers end at 19.
@@ -52,6 +52,25 @@ WHERE folder_id = ? AND family = ? AND since <= ?
 ORDER BY since DESC
 LIMIT 1
 """
+# A plain list, as one value: making a thousand rows into objects would cost several times as much.
+PAGE = """
+SELECT count(*), max(id), CAST(group_concat(wire, '') AS BLOB), CAST(group_concat(tag, '') AS BLOB)
+FROM (
+  SELECT id, wire, tag
+  FROM listing
+  WHERE folder_id = ? AND id > ?
+  ORDER BY id
+  LIMIT ?
+)
+"""
+WRONG = """
+SELECT (SELECT max(since) FROM image WHERE image.id = listing.id)
+FROM listing
+WHERE folder_id = ? AND id > ?
+ORDER BY id
+LIMIT 1 OFFSET ?
+"""
+MORE = "SELECT 1 FROM listing WHERE folder_id = ? AND id > ? LIMIT 1"
 LIST_COLUMNS = "v.since, v.id, v.wire, v.wire_crc"
 LIST = """
 SELECT {columns}
@@ -107,6 +126,8 @@ LIMIT :limit
 """
 
 
+BY_ID = Order("id", False)
+
 # The fields that have a partial index of their own, without rows where they are empty.
 PINNED: tuple[TextField, ...] = ("name", "family")
 
@@ -119,9 +140,9 @@ class Answer(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The ready bytes of one page, the page after it if there is one, and the position of both."""
+    """One page: its images' ready bytes one after the other, the next page if any, and the position."""
 
-    wires: list[bytes]
+    wire: bytes
     next_page: Page | None
     position: int
 
@@ -192,6 +213,10 @@ class Queries:
         with _Snapshot(self._connection):
             applied = self.applied()[1]
             position = _position(at=at, page=page, applied=applied)
+            if position == applied and not conditions and order == BY_ID:
+                plain = self._plain(folder_id, limit=limit, page=page, position=position)
+                if plain is not None:
+                    return plain
             sql, values = _list_sql(conditions, order, as_of=position != applied)
             values |= {"folder_id": folder_id, "limit": limit + 1, "at": position}
             if page is not None:
@@ -200,6 +225,24 @@ class Queries:
             cursor = self._execute(sql, values)
             rows = self._sized(cursor, limit, encode=position != applied)
         return _listing(*rows, position=position)
+
+    def _plain(self, folder_id: str, *, limit: int, page: Page | None, position: int) -> Listing | None:
+        """The page of a plain list; None where it would be too large for one answer."""
+        after = "" if page is None else page.last_id
+        count, last_id, wires, tags = self._execute(PAGE, (folder_id, after, limit)).fetchone()
+        if not count:
+            return Listing(b"", None, position)
+        wrong = first_wrong(wires, tags)
+        if wrong is not None:
+            raise self._damaged_listing(folder_id, after, wrong)
+        if len(wires) > PAGE_BYTES_MAX:
+            return None
+        more = count == limit and self._execute(MORE, (folder_id, last_id)).fetchone() is not None
+        return Listing(wires, Page(position, last_id) if more else None, position)
+
+    def _damaged_listing(self, folder_id: str, after: str, index: int) -> RowDamaged:
+        row = self._execute(WRONG, (folder_id, after, index)).fetchone()
+        return RowDamaged(table="listing", position=row[0] or 0)
 
     def _sized(self, cursor: Any, limit: int, *, encode: bool) -> tuple[list[bytes], str, bool]:
         """The wires that fit one answer, the last one's id, and whether more follow."""
@@ -319,7 +362,7 @@ def _over(until: int | None, at: int) -> bool:
 
 
 def _listing(wires: list[bytes], last_id: str, more: bool, *, position: int) -> Listing:
-    return Listing(wires, Page(position, last_id) if more else None, position)
+    return Listing(b"".join(wires), Page(position, last_id) if more else None, position)
 
 
 def _position(*, at: int | None, page: Page | None, applied: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
@@ -13,12 +14,18 @@ from eventstore.database import Connection
 from .domain.command import Image, Operation, Source
 
 Encode = Callable[[Image], bytes]
+_TAG = struct.Struct("<II")
 
 # One insert a table, the same for a live projection and a rebuild; the columns of the *_row functions first.
 IMAGE_INSERT = """
 INSERT INTO image (since, id, folder_id, name, family, status, created_at, born, state, state_crc,
                    until, wire, wire_crc)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+LISTING_WRITE = """
+INSERT INTO listing (folder_id, id, wire, tag)
+VALUES (?, ?, ?, ?)
+ON CONFLICT (folder_id, id) DO UPDATE SET wire = excluded.wire, tag = excluded.tag
 """
 LIFE_INSERT = "INSERT INTO image_life (folder_id, id, born, died) VALUES (?, ?, ?, ?)"
 FAMILY_INSERT = "INSERT INTO family_latest (folder_id, family, since, image_id, until) VALUES (?, ?, ?, ?, ?)"
@@ -61,6 +68,22 @@ def checked(payload: bytes | None, stored_crc: int, *, table: str, since: int) -
     if payload is None or zlib.crc32(payload, since & 0xFFFFFFFF) != stored_crc:
         raise RowDamaged(table=table, position=since)
     return payload
+
+
+def tag(payload: bytes) -> bytes:
+    """Length and CRC-32 of a payload, 8 bytes: many of them in a row still say where each payload ends."""
+    return _TAG.pack(len(payload), zlib.crc32(payload))
+
+
+def first_wrong(payloads: bytes, tags: bytes) -> int | None:
+    """The index of the first payload that is not what its tag says; None if all are."""
+    view, start, crc32 = memoryview(payloads), 0, zlib.crc32
+    for index, (length, expected) in enumerate(_TAG.iter_unpack(tags)):
+        end = start + length
+        if crc32(view[start:end]) != expected:
+            return index
+        start = end
+    return None if start == len(payloads) else len(tags) // _TAG.size - 1
 
 
 def unpack(payload: bytes, stored_crc: int, *, table: str, since: int) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-PROJECTOR_VERSION = 1
+PROJECTOR_VERSION = 2
 
 migrations = Migrations("projections")
 
@@ -37,6 +37,16 @@ CREATE TABLE image (
   wire BLOB,
   wire_crc INTEGER
 ) STRICT;
+
+-- The ready answers again, as neighbours in the order of a plain list: 1000 of them are read from a few dozen
+-- pages of the file, where `image` has them in a thousand. `tag` has the length and the CRC-32.
+CREATE TABLE listing (
+  folder_id TEXT NOT NULL,
+  id TEXT NOT NULL,
+  wire BLOB NOT NULL,
+  tag BLOB NOT NULL,
+  PRIMARY KEY (folder_id, id)
+) STRICT, WITHOUT ROWID;
 
 -- From when to when an image was there at all, so that a list as of the past skips dead versions.
 CREATE TABLE image_life (

@@ -15,7 +15,7 @@ from eventstore import database
 from eventstore.errors import EventStoreError
 from eventstore.log import LogReader
 
-from .bulk import build_rows
+from .bulk import build_rows, fill_listing
 from .digest import digest
 from .projector import Projector, catch_up
 from .queries import Queries
@@ -166,6 +166,7 @@ def build(
         head = log.head()
         build_rows(connection, log, encode=encode, on_progress=lambda position: on_progress(position, head))
         create_indexes(Database(connection, recursive_triggers=False, execute_plugins=False))
+        fill_listing(connection)
         _make_durable(connection, path)
     finally:
         connection.close()

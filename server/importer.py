@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from eventstore.errors import EventStoreError
 from projections.domain.command import Image, Operation
+from projections.domain.image import CreateImage
 from projections.domain.imports import FailImport, FinishImport, on_behalf
+from projections.domain.operation import CancelOperation
 from projections.queries import Queries
 from projections.rows import OperationView
 from server.allowlist import AllowList, Location, SourceNotAllowed, UriMalformed
@@ -22,13 +24,15 @@ from server.fetch import fetch
 from server.formats import FormatRefused
 from server.status import CallRefused
 from server.wire import FetchFailed, FetchStopped, Limits
-from server.writer import Writer
+from server.writer import Writer, Written
 
 IMPORTS_MAX = 4
 FAILED_PRECONDITION = 9
 RESOURCE_EXHAUSTED = 8
 SUBMIT_S_MAX = 3600.0
+INTERNAL = 13
 RETRY_S = 1.0
+Done = TypeVar("Done")
 
 _log = logging.getLogger(__name__)
 
@@ -57,13 +61,16 @@ class Importer:
         blobs: BlobStore,
         writer: Writer,
         limits: Limits,
+        on_released: Callable[[Collection[str]], None] = lambda digests: None,
     ) -> None:
+        """`on_released` is told, in the event loop, which blobs lost their pin: one may now be an orphan."""
+        self._on_released = on_released
         self._allowlist = allowlist
         self._blobs = blobs
         self._writer = writer
         self._limits = limits
         self._imports: dict[str, Import] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._threads = ThreadPoolExecutor(IMPORTS_MAX, thread_name_prefix="import")
         self._stopping = False
 
@@ -71,7 +78,34 @@ class Importer:
         """Where the bytes are. Raises UriMalformed, SourceNotAllowed: nothing is read for those."""
         return self._allowlist.admit(uri)
 
-    def add(self, view: OperationView, location: Location) -> None:
+    async def begin(self, command: CreateImage, location: Location, *, deadline: float) -> Written:
+        """The durable operation, whose import is queued. Raises Refused, CallRefused, EventStoreError.
+
+        A caller who hangs up meanwhile does not come between the two: nobody else would queue it.
+        """
+
+        async def run() -> Written:
+            written = await self._writer.submit(command, deadline=deadline)
+            if not written.view.operation["done"]:
+                self._add(written.view, location)
+            return written
+
+        return await self._to_its_end(run())
+
+    async def cancel(self, command: CancelOperation, *, deadline: float) -> Written:
+        """The operation, which has ended, durably; its import stops. Raises as `begin` does.
+
+        A caller who hangs up meanwhile does not come between the two, either.
+        """
+
+        async def run() -> Written:
+            written = await self._writer.submit(command, deadline=deadline)
+            self._stop(written.view.operation["id"])
+            return written
+
+        return await self._to_its_end(run())
+
+    def _add(self, view: OperationView, location: Location) -> None:
         """Queue the import of a durable operation; a second time for the same one does nothing."""
         operation, image = view.operation, cast("Image", view.result)
         if operation["id"] in self._imports or self._stopping:
@@ -93,10 +127,10 @@ class Importer:
             except (UriMalformed, SourceNotAllowed) as error:
                 self._spawn(self._fail(operation, FAILED_PRECONDITION, str(error), "IMPORT_NOT_RESUMED"))
             else:
-                self.add(OperationView(operation, image), location)
+                self._add(OperationView(operation, image), location)
 
-    def cancel(self, operation_id: str) -> None:
-        """Stop fetching for an operation that has been cancelled, durably."""
+    def _stop(self, operation_id: str) -> None:
+        """Stop fetching for an operation that has ended."""
         entry = self._imports.get(operation_id)
         if entry is None:
             return
@@ -134,10 +168,20 @@ class Importer:
                 folders.add(entry.folder_id)
                 self._spawn(self._run(entry))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, Done]) -> asyncio.Task[Done]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, Done]) -> Done:
+        task = self._spawn(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            # An error that nobody waits for any more would be logged.
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            raise
 
     async def _run(self, entry: Import) -> None:
         loop = asyncio.get_running_loop()
@@ -157,7 +201,7 @@ class Importer:
                 extra={"operation_id": entry.operation["id"]},
                 exc_info=error,
             )
-            await self._fail(entry.operation, 13, "Internal error", "INTERNAL")
+            await self._fail(entry.operation, INTERNAL, "Internal error", "INTERNAL")
         else:
             await self._finish(entry, blob)
         finally:
@@ -181,6 +225,8 @@ class Importer:
             for chunk in chunks:
                 writer.write(chunk)
                 entry.fetched_bytes += len(chunk)
+            if entry.stop_reason is not None:
+                raise FetchStopped(entry.stop_reason)
             return writer.commit()
 
     async def _finish(self, entry: Import, blob: Blob) -> None:
@@ -191,27 +237,38 @@ class Importer:
             sha256=blob.sha256,
             format=blob.format,
         )
-        try:
-            await self._submit(command)
-        finally:
+        if await self._submit(command):
             self._blobs.release(blob.sha256)
+            # Nothing refers to it if the operation was cancelled, or the image needs a larger disk.
+            self._on_released([blob.sha256])
 
     async def _fail(self, operation: Operation, code: int, message: str, reason: str) -> None:
         await self._submit(
             FailImport(asked=on_behalf(operation), code=code, message=message, reason=reason, metadata={})
         )
 
-    async def _submit(self, command: FinishImport | FailImport) -> None:
-        """Write the ending. A log that cannot be written now is tried again, until the server stops."""
+    async def _submit(self, command: FinishImport | FailImport) -> bool:
+        """Whether the ending is written. What the log cannot take now is tried again, until the server stops.
+
+        If False, nobody knows what became of it before the next start, so the blob keeps its pin.
+        """
+        operation_id = command.asked.operation_id
         while True:
             try:
                 await self._writer.submit(command, deadline=time.monotonic() + SUBMIT_S_MAX)
-                return
+                return True
             except (CallRefused, EventStoreError) as error:
                 if self._stopping:
-                    return
+                    return False
                 _log.warning(
                     "the ending of an import is not written yet",
-                    extra={"operation_id": command.asked.operation_id, "reason": str(error)},
+                    extra={"operation_id": operation_id, "reason": str(error)},
                 )
                 await asyncio.sleep(RETRY_S)
+            except Exception as error:
+                _log.error(
+                    "the ending of an import cannot be written",
+                    extra={"operation_id": operation_id},
+                    exc_info=error,
+                )
+                return False

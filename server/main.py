@@ -146,6 +146,7 @@ def _wire(config: Config, stores: Stores, allowlist: AllowList, stack: ExitStack
         blobs=stores.blobs,
         writer=writer,
         limits=Limits(size_bytes_max=config.image_bytes_max),
+        on_released=reaper.freed,
     )
     moments = Moments(log, queries, writer, clock=time.time_ns)
     return Parts(log, queries, readers, writer, moments, importer, reaper, threads)
@@ -165,7 +166,7 @@ def _add_services(
             importer=importer,
             clock=time.time_ns,
         ),
-        OperationService(queries=queries, writer=writer, moments=moments, importer=importer),
+        OperationService(queries=queries, moments=moments, importer=importer),
         ApiEndpointService(lambda: address),
         IamTokenService(stores.tokens),
         SourceService(
@@ -176,6 +177,7 @@ def _add_services(
             threads=parts.threads,
             upload_bytes_max=config.image_bytes_max,
             clock=time.time_ns,
+            on_released=parts.reaper.freed,
         ),
         BlobService(queries=queries, moments=moments, blobs=stores.blobs, threads=parts.threads),
         StatusService(
@@ -226,10 +228,11 @@ async def _drain(server: grpc.aio.Server, gate: Gate, health: Health, parts: Par
     give_up = time.monotonic() + DRAIN_S_MAX
     while gate.in_flight and time.monotonic() < give_up:
         await asyncio.sleep(0.01)
+    # First, because whoever stops gives pins back without knowing what the log has.
+    await parts.reaper.stop()
     await parts.importer.stop()
     await parts.writer.stop()
     give_up = time.monotonic() + QUIET_S_MAX
     while time.monotonic() - gate.refused_at < QUIET_S and time.monotonic() < give_up:
         await asyncio.sleep(0.01)
-    await parts.reaper.stop()
     await server.stop(STOP_GRACE_S)

@@ -25,7 +25,9 @@ class Reaper:
         self._blobs = blobs
         self._readers = readers
         self._grace_s = grace_s
+        # When, on the monotonic clock in seconds; of a digest only its last time counts.
         self._due: list[tuple[float, str]] = []
+        self._last_due: dict[str, float] = {}
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -39,20 +41,30 @@ class Reaper:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def freed(self, digests: Collection[str]) -> None:
-        """Blobs that lost a use, by an event that is durable. Call it in the event loop."""
+        """Blobs that lost a use, by an event that is durable, or a pin. Call it in the event loop."""
+        due = time.monotonic() + self._grace_s
         for sha256 in digests:
-            heapq.heappush(self._due, (time.monotonic() + self._grace_s, sha256))
+            self._last_due[sha256] = due
+            heapq.heappush(self._due, (due, sha256))
         if digests:
             self._changed.set()
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._blobs.clean_incoming)
-        self.freed(await loop.run_in_executor(None, self._blobs.digests))
+        try:
+            self.freed(await asyncio.get_running_loop().run_in_executor(None, self._sweep))
+        except BlobError as error:
+            _log.error("the blob store could not be swept", extra={"reason": str(error)})
         while True:
             await self._until_due()
-            _, sha256 = heapq.heappop(self._due)
-            await self._remove(sha256)
+            due, sha256 = heapq.heappop(self._due)
+            if self._last_due.get(sha256) == due:
+                del self._last_due[sha256]
+                await self._remove(sha256)
+
+    def _sweep(self) -> list[str]:
+        """Every blob that is there; what a crash left of arriving ones is gone."""
+        self._blobs.clean_incoming()
+        return self._blobs.digests()
 
     async def _until_due(self) -> None:
         while not self._due or self._due[0][0] > time.monotonic():
@@ -71,6 +83,10 @@ class Reaper:
             removed = await self._readers.run(remove, deadline=time.monotonic() + READ_S_MAX)
         except (BlobError, CallRefused) as error:
             _log.warning("an unused blob stays", extra={"sha256": sha256, "reason": str(error)})
+            return
+        except Exception as error:
+            # A row that cannot be read, say. The next blob has another one.
+            _log.error("whether a blob is used is not known", extra={"sha256": sha256}, exc_info=error)
             return
         if removed:
             _log.info("an unused blob was removed", extra={"sha256": sha256})

@@ -53,25 +53,36 @@ def read_config(context: click.Context, parameter: click.Parameter, path: Path |
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise click.BadParameter(f"cannot read {path}: {error}", context, parameter) from None
-    known = {option.name: option for option in context.command.params if option.name != parameter.name}
-    named = {key.replace("-", "_"): value for key, value in values.items()}
-    for key in named:
-        if key not in known:
-            names = ", ".join(str(name).replace("_", "-") for name in sorted(filter(None, known)))
-            raise click.BadParameter(
-                f"{path} has {key.replace('_', '-')!r}, which is no option of serve; there are {names}",
-                context,
-                parameter,
-            )
-    context.default_map = {**(context.default_map or {}), **{key: _as_given(named[key]) for key in named}}
+    known = {str(option.name): option for option in context.command.params if option is not parameter}
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            names = ", ".join(sorted(known)).replace("_", "-")
+            problem = f"has {key!r}, which is no option of serve; there are {names}"
+        elif name in given:
+            problem = f"has {key!r} twice"
+        else:
+            given[name], problem = _as_given(known[name], value)
+        if problem:
+            raise click.BadParameter(f"{path} {problem}", context, parameter)
+    context.default_map = {**(context.default_map or {}), **given}
     return path
 
 
-def _as_given(value: Any) -> Any:
-    """A TOML value as the command line would have it, so that one converter reads both."""
-    if isinstance(value, bool):
-        return value
-    return [str(item) for item in value] if isinstance(value, list) else str(value)
+def _as_given(option: click.Parameter, value: Any) -> tuple[Any, str]:
+    """A TOML value as the command line would have it, so that one converter reads both; or what is wrong."""
+    name = str(option.name).replace("_", "-")
+    if isinstance(option, click.Option) and option.is_flag:
+        return value, "" if isinstance(value, bool) else f"has {name!r}, which must be true or false"
+    if option.multiple:
+        items = value if isinstance(value, list) else [value]
+        if all(isinstance(item, str) for item in items):
+            return items, ""
+        return None, f"has {name!r}, which must be a list of texts"
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None, f"has {name!r}, which must be a text or a number"
+    return str(value), ""
 
 
 @click.command()

@@ -95,7 +95,7 @@ class ImageService:
         else:
             listing = await self._readers.run(ask, deadline=call.deadline())
         call.position = listing.position
-        return b"".join(listing.wires) + _next_page(listing.next_page, asked)
+        return listing.wire + _next_page(listing.next_page, asked)
 
     async def operations(self, call: Call, request: pb.ListImageOperationsRequest) -> bytes:
         asked = _question("ListOperations", request.image_id, "", "", call)
@@ -140,10 +140,9 @@ class ImageService:
             pooled=request.pooled,
             hardware_generation=cast("Mapping[str, Value] | None", values.get("hardware_generation")),
         )
-        written = await self._writer.submit(command, deadline=call.deadline())
-        if location is not None and not written.view.operation["done"]:
-            self._importer.add(written.view, location)
-        return _answered(call, written)
+        if location is not None:
+            return _answered(call, await self._importer.begin(command, location, deadline=call.deadline()))
+        return _answered(call, await self._writer.submit(command, deadline=call.deadline()))
 
     async def update(self, call: Call, request: pb.UpdateImageRequest) -> bytes:
         mask = tuple(sorted(set(request.update_mask.paths)))

@@ -10,17 +10,15 @@ from server.gen.yandex.cloud.operation import operation_service_pb2 as pb
 from server.handlers import Rpc
 from server.importer import Importer
 from server.moments import Moments
-from server.writer import Writer
 
 SERVICE = "yandex.cloud.operation.OperationService"
 POLL_INTERVAL_S = 1
 
 
 class OperationService:
-    def __init__(self, *, queries: Queries, writer: Writer, moments: Moments, importer: Importer) -> None:
+    def __init__(self, *, queries: Queries, moments: Moments, importer: Importer) -> None:
         self._importer = importer
         self._queries = queries
-        self._writer = writer
         self._moments = moments
 
     def rpcs(self) -> dict[str, Rpc]:
@@ -39,7 +37,6 @@ class OperationService:
 
     async def cancel(self, call: Call, request: pb.CancelOperationRequest) -> bytes:
         command = CancelOperation(asked=call.asked(operation_id=request.operation_id))
-        written = await self._writer.submit(command, deadline=call.deadline())
-        self._importer.cancel(request.operation_id)
+        written = await self._importer.cancel(command, deadline=call.deadline())
         call.position = written.position
         return operation_bytes(written.view)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from concurrent.futures import Executor
 from functools import partial
 from typing import TypeVar, cast
@@ -45,7 +45,10 @@ class SourceService:
         threads: Executor,
         upload_bytes_max: int,
         clock: Callable[[], int],
+        on_released: Callable[[Collection[str]], None] = lambda digests: None,
     ) -> None:
+        """`on_released` is told, in the event loop, which blobs lost their pin: one may now be an orphan."""
+        self._on_released = on_released
         self._queries = queries
         self._writer = writer
         self._moments = moments
@@ -82,7 +85,12 @@ class SourceService:
         try:
             return await self._register(call, header, blob)
         finally:
-            self._blobs.release(blob.sha256)
+            self._release(blob)
+
+    def _release(self, blob: Blob) -> None:
+        self._blobs.release(blob.sha256)
+        # Nothing refers to it if the source was refused, or a repeat of an earlier one.
+        self._on_released([blob.sha256])
 
     async def _stored(self, header: pb.SourceHeader, parts: AsyncIterator[pb.UploadSourceRequest]) -> Blob:
         writer = await self._run(self._blobs.begin, undo=BlobWriter.abort)
@@ -98,7 +106,7 @@ class SourceService:
             # To gRPC's reader an upload that broke off ends like one that is whole; the word that it broke
             # off cancels this call in the same moment, and must come before the bytes are kept.
             await asyncio.sleep(BROKEN_OFF_S)
-            return await self._run(writer.commit, undo=lambda blob: self._blobs.release(blob.sha256))
+            return await self._run(writer.commit, undo=self._release)
         finally:
             await self._run(writer.abort)
 

@@ -29,7 +29,7 @@ from projections.queries import Queries
 from projections.rows import RowDamaged
 from projections.store import ProjectionFiles, open_live, open_queries
 from server.encode import image_frame, operation_message, unframe
-from server.gen.yandex.cloud.compute.v1 import image_pb2
+from server.gen.yandex.cloud.compute.v1 import image_pb2, image_service_pb2
 from tests.unit.projections.image_log import START_NS, ImageLog, write_at_random, write_everything
 
 
@@ -88,8 +88,7 @@ def test_image_rows_are_the_answers_as_of_that_position(made: Made) -> None:
         listed = {}
         for folder_id in ("f1", "f2"):
             listing = made.queries.images(folder_id, limit=1000, order=parse_order(""), at=at)
-            for wire in listing.wires:
-                message = image_pb2.Image.FromString(unframe(wire))
+            for message in image_service_pb2.ListImagesResponse.FromString(listing.wire).images:
                 listed[message.id] = message
         rows = list(rows_of_projection(made.connection, at=at).images())
         assert [row["id"] for row in rows] == sorted(listed)

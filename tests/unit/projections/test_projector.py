@@ -63,16 +63,22 @@ def unpacked(wire: bytes) -> Any:
     return msgpack.unpackb(wire)
 
 
+def unpacked_page(wire: bytes) -> list[Any]:
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(wire)
+    return list(unpacker)
+
+
 def listed(queries: Queries, folder_id: str, at: int, *, limit: int) -> list[Any]:
     """All pages of a list, every image unpacked."""
     out, page = [], None
     while True:
         listing = queries.images(folder_id, limit=limit, order=BY_ID, page=page, at=None if page else at)
-        out += [unpacked(wire) for wire in listing.wires]
+        out += unpacked_page(listing.wire)
         page = listing.next_page
         if page is None:
             return out
-        assert listing.wires, "an empty page with a token"
+        assert listing.wire, "an empty page with a token"
 
 
 def latest_in(state: MemoryState, folder_id: str, family: str) -> Any:
