@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from server.gen.imageledger.v1 import source_service_pb2
+from server.gen.yandex.cloud.compute.v1 import image_service_pb2
+from server.gen.yandex.cloud.operation import operation_pb2
 from tests.conformance.tls import TlsServer, serving_over_tls
+from tests.harness import IMAGES
 
 SCENARIO = Path(__file__).parent / "sdk_scenario.py"
 SCENARIO_TIMEOUT_S = 120
@@ -81,3 +85,29 @@ def upload(tls_server: TlsServer, path: Path, *, folder_id: str) -> str:
     chunks = (content[at : at + CHUNK_BYTES] for at in range(0, len(content), CHUNK_BYTES))
     with tls_server.client() as client:
         return client.upload(header, chunks).id
+
+
+def test_the_snippet_of_the_readme(sdk_python: str, tls_server: TlsServer, tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert found is not None
+    with tls_server.client() as client:
+        disk_id = client.disk("standard-images")
+        request = image_service_pb2.CreateImageRequest(
+            folder_id="standard-images", name="readme", family="web", disk_id=disk_id
+        )
+        client.call(IMAGES, "Create", request, operation_pb2.Operation)
+    (tmp_path / "ca.pem").write_bytes(tls_server.ca_file.read_bytes())
+
+    made = subprocess.run(
+        [sdk_python, "-c", found[1].replace("images.example.com:50051", tls_server.endpoint)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        timeout=SCENARIO_TIMEOUT_S,
+        env={**os.environ, "PYTHONPATH": "", "no_grpc_proxy": "localhost,127.0.0.1"},
+    )
+
+    assert made.returncode == 0, made.stderr
+    assert 'name: "readme"' in made.stdout

@@ -69,3 +69,35 @@ def test_the_first_five_minutes(tmp_path: Path) -> None:
 def test_every_room_that_the_readme_names_has_a_readme() -> None:
     for room in re.findall(r"\(([a-z]+/README\.md)\)", README):
         assert (ROOT / room).is_file(), room
+
+
+def test_the_config_file_has_options_of_serve(tmp_path: Path) -> None:
+    """The README's file, with paths and ports that this machine has."""
+    found = re.search(r"```toml\n(.*?)```", README, re.DOTALL)
+    assert found is not None
+    config = tmp_path / "imageledger.toml"
+    changed = found[1].replace("/var/lib/imageledger", str(tmp_path / "data")).replace("0.0.0.0", "127.0.0.1")
+    lines = [line for line in changed.splitlines() if not line.startswith(("tls-", "listen"))]
+    config.write_text("\n".join(lines) + "\n")
+    assert {line.split(" =")[0] for line in found[1].splitlines()} >= {"tls-cert", "tls-key", "listen"}
+    server = Server(tmp_path / "data", "--config", str(config)).start()
+    assert server.stop() == 0
+
+
+def test_the_shell_examples_name_options_that_are_there() -> None:
+    for line in re.findall(r"^imageledger ([a-z ]+?)(?: --| /|$)", README, re.MULTILINE):
+        words = line.split()
+        helped = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "tools.cli",
+                *words[: 2 if words[0] in ("image", "source", "operation") else 1],
+                "--help",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+        )
+        assert helped.returncode == 0, line
