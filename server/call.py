@@ -70,6 +70,11 @@ class Call:
         value = self.metadata.get(key)
         return value if isinstance(value, str) else None
 
+    @property
+    def asks_moment(self) -> bool:
+        """Whether the caller wants another answer than the present one of this node."""
+        return "x-as-of" in self.metadata or "x-min-position" in self.metadata
+
     def deadline(self) -> float:
         """When the caller stops waiting, on the monotonic clock in seconds."""
         remaining = self.context.time_remaining()

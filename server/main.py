@@ -19,6 +19,7 @@ from projections.projector import Projector
 from projections.queries import Queries
 from projections.store import check, open_projector, open_queries
 from server.allowlist import AllowList
+from server.answers import Answers
 from server.config import Config, split_address
 from server.encode import image_frame
 from server.handlers import Gate, Handlers
@@ -73,6 +74,7 @@ class Parts:
     writer: Writer
     moments: Moments
     importer: Importer
+    answers: Answers
     reaper: Reaper
     threads: ThreadPoolExecutor
 
@@ -131,6 +133,7 @@ def _wire(config: Config, stores: Stores, allowlist: AllowList, stack: ExitStack
     stack.callback(readers.close)
     threads = ThreadPoolExecutor(BLOB_THREADS, thread_name_prefix="blob")
     stack.callback(threads.shutdown)
+    answers = Answers()
     reaper = Reaper(stores.blobs, readers, grace_s=config.blob_grace_s)
     writer = Writer(
         stores.log,
@@ -139,6 +142,7 @@ def _wire(config: Config, stores: Stores, allowlist: AllowList, stack: ExitStack
         # The writer's thread reopens, so it reads the log that is its own.
         open_projector=lambda: _reopen(stores.projection, stores.log),
         on_freed=reaper.freed,
+        answers=answers,
     )
     stack.callback(writer.close)
     importer = Importer(
@@ -149,7 +153,7 @@ def _wire(config: Config, stores: Stores, allowlist: AllowList, stack: ExitStack
         on_released=reaper.freed,
     )
     moments = Moments(log, queries, writer, clock=time.time_ns)
-    return Parts(log, queries, readers, writer, moments, importer, reaper, threads)
+    return Parts(log, queries, readers, writer, moments, importer, answers, reaper, threads)
 
 
 def _add_services(
@@ -164,6 +168,7 @@ def _add_services(
             writer=writer,
             moments=moments,
             importer=importer,
+            answers=parts.answers,
             clock=time.time_ns,
         ),
         OperationService(queries=queries, moments=moments, importer=importer),

@@ -22,11 +22,12 @@ from eventstore import database
 from eventstore.errors import AppendFailed, HeadMoved, OutcomeUnknown, StampTooOld
 from eventstore.event import Event, Position, Version, canonical
 from eventstore.log import LOG_STREAM, SYSTEM_ACTOR, SYSTEM_AUTH, EventLog
-from projections.domain.command import Asked, NewEvent, Repeat
+from projections.domain.command import Asked, NewEvent, Repeat, folder_of
 from projections.domain.decide import Beginning, Command, Ending, decide
 from projections.domain.refusals import Refused
 from projections.projector import Projector, catch_up
 from projections.rows import OperationView, RowDamaged
+from server.answers import Answers
 from server.status import CallRefused
 
 BATCH_MAX = 512
@@ -90,11 +91,14 @@ class Writer:
         clock: Callable[[], int],
         open_projector: Callable[[], tuple[Projector, int]],
         on_freed: Callable[[list[str]], None] = lambda digests: None,
+        answers: Answers | None = None,
     ) -> None:
         """`open_projector` gives a fresh projector and its applied position, after a failure.
 
-        `on_freed` is told, in the event loop, which blobs lost a use, once that is durable.
+        `on_freed` is told, in the event loop, which blobs lost a use, once that is durable. `answers` is told
+        what changes before anybody can see it.
         """
+        self._answers = answers or Answers()
         self._on_freed = on_freed
         self._freed: list[str] = []
         self._log = log
@@ -279,7 +283,7 @@ class Writer:
         except BaseException:
             self._projector.rollback()
             raise
-        self._commit(events[-1])
+        self._commit(events)
         return True
 
     def _decide(self, entries: Sequence[_Entry], stamp: int) -> list[Event]:
@@ -336,12 +340,15 @@ class Writer:
                     OperationView(applied.operation, applied.resource, applied.wire), position
                 )
 
-    def _commit(self, last: Event) -> None:
+    def _commit(self, events: Sequence[Event]) -> None:
         """Make the rows of durable events visible. Raises OutcomeUnknown for whatever goes wrong here."""
+        last = events[-1]
+        self._answers.changing({folder_of(event.stream) for event in events})
         try:
             self._projector.commit(last=last, leaf=self._log.leaf(last.position))
         except Exception as error:
             raise OutcomeUnknown(f"the projection's commit failed after the log's: {error}") from error
+        self._answers.changed(last.position)
         self._head = last.position
         self._last_at = last.at
         if self._freed and self._loop is not None:
@@ -351,7 +358,9 @@ class Writer:
 
     def _follow(self) -> None:
         """Catch up with a log that someone else has written to."""
+        self._answers.forget_all()
         catch_up(self._projector, self._log, after=self._head, on_progress=self._moved_to)
+        self._answers.changed(self._head)
         self._closed_at = self._log.closed()
 
     def _moved_to(self, position: int) -> None:

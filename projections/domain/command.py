@@ -128,3 +128,8 @@ class State(Protocol):
 
 def folder_stream(folder_id: str) -> str:
     return f"folder/{folder_id}"
+
+
+def folder_of(stream: str) -> str:
+    """The folder of a stream, empty for the log's own."""
+    return stream.removeprefix("folder/") if stream.startswith("folder/") else ""

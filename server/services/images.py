@@ -15,6 +15,7 @@ from projections.filters import Condition, Order, equality, parse_filter, parse_
 from projections.pages import Page, decode_page, encode_page, question
 from projections.queries import Listing, Queries
 from server import ids
+from server.answers import Answers, Kept
 from server.call import Call
 from server.encode import IMAGE_SERVICE, frame, operation_bytes, unframe
 from server.gen.yandex.cloud.access import access_pb2
@@ -42,9 +43,11 @@ class ImageService:
         writer: Writer,
         moments: Moments,
         importer: Importer,
+        answers: Answers,
         clock: Callable[[], int],
     ) -> None:
         self._importer = importer
+        self._answers = answers
         self._queries = queries
         self._readers = readers
         self._writer = writer
@@ -78,13 +81,25 @@ class ImageService:
         return unframe(answer.wire)
 
     async def list(self, call: Call, request: pb.ListImagesRequest) -> bytes:
+        if request.page_token or call.asks_moment:
+            return (await self._list(call, request)).wire
+        key = (request.folder_id, request.page_size, request.filter, request.order_by)
+        kept = self._answers.find(key)
+        if kept is None:
+            begun = self._answers.begin()
+            kept = await self._list(call, request)
+            self._answers.keep(key, kept, begun=begun)
+        call.position = kept.position
+        return kept.wire
+
+    async def _list(self, call: Call, request: pb.ListImagesRequest) -> Kept:
         conditions, order = parse_filter(request.filter), parse_order(request.order_by)
         asked = _question("List", request.folder_id, request.filter, request.order_by, call)
         page = decode_page(request.page_token, asked) if request.page_token else None
         at = None if page is not None else await self._moments.position(call)
+        limit = request.page_size or PAGE_SIZE_DEFAULT
 
         def ask(queries: Queries) -> Listing:
-            limit = request.page_size or PAGE_SIZE_DEFAULT
             return queries.images(
                 request.folder_id, limit=limit, conditions=conditions, order=order, page=page, at=at
             )
@@ -95,7 +110,7 @@ class ImageService:
         else:
             listing = await self._readers.run(ask, deadline=call.deadline())
         call.position = listing.position
-        return listing.wire + _next_page(listing.next_page, asked)
+        return Kept(listing.wire + _next_page(listing.next_page, asked), listing.position)
 
     async def operations(self, call: Call, request: pb.ListImageOperationsRequest) -> bytes:
         asked = _question("ListOperations", request.image_id, "", "", call)
