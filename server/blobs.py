@@ -103,6 +103,8 @@ class BlobStore:
         self._arriving: set[str] = set()
         # Digests that a commit has given out and whose event is not durable yet: never removed.
         self._pins: Counter[str] = Counter()
+        # Apart from the other lock, so that a release never waits for a walk of the store.
+        self._pins_lock = threading.Lock()
         self._totals: tuple[int, int] | None = None
         with _failures("cannot make the blob store"):
             (root / _INCOMING).mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -206,7 +208,7 @@ class BlobStore:
 
     def release(self, sha256: str) -> None:
         """Give back the pin that a commit left: the blob's event is durable now, or will never be."""
-        with self._lock:
+        with self._pins_lock:
             self._pins[sha256] -= 1
             if self._pins[sha256] <= 0:
                 del self._pins[sha256]
@@ -304,7 +306,8 @@ class BlobStore:
                     os.fsync(descriptor)  # It was removed since we looked.
                 self._rename(name, sha256, last, middle, top)
                 self._count(1 if before is None else 0, storage_size - (before or 0))
-            self._pins[sha256] += 1
+            with self._pins_lock:
+                self._pins[sha256] += 1
 
     def _is_whole(self, sha256: str) -> bool | None:
         """Whether the blob holds the bytes it is named for, None if it is not there. Reads all of it.

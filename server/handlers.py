@@ -21,6 +21,7 @@ from server.status import DETAILS_KEY, INTERNAL, CallRefused, Refusal, details, 
 from server.validate import parse
 
 RETRY_AFTER_MS = 200
+STAYING_MAX = 512
 
 _log = logging.getLogger(__name__)
 # What gRPC logs with a stack trace though it is the caller's doing: header bytes that are no UTF-8, which may
@@ -40,7 +41,8 @@ class Rpc:
     """How one rpc is served. Exactly one of unary, upload, download and duplex is set.
 
     `reads` rpcs accept as-of headers; `is_open` ones need no token; `late_initial` ones know their initial
-    metadata only with the answer; `stays`: a stream without an end of its own.
+    metadata only with the answer; `stays`: a stream without an end of its own; `always`: answered by a full
+    or stopping server, too.
     """
 
     request: type[Message]
@@ -52,13 +54,16 @@ class Rpc:
     is_open: bool = False
     late_initial: bool = False
     stays: bool = False
+    always: bool = False
 
 
 class Gate:
     """Who may come in: how many calls are under way, and whether the server is going away."""
 
-    def __init__(self, *, in_flight_max: int) -> None:
+    def __init__(self, *, in_flight_max: int, staying_max: int = STAYING_MAX) -> None:
         self.in_flight_max = in_flight_max
+        # Counted apart: a health watch needs no token, and must not keep those out who have one.
+        self.staying_max = staying_max
         self.in_flight = 0
         self.staying = 0
         self.closed = False
@@ -75,17 +80,23 @@ class Gate:
         if self.closed:
             self.refused_at = time.monotonic()
             raise CallRefused(StatusCode.UNAVAILABLE, "The server is stopping", reason="STOPPING")
-        if self.in_flight + self.staying >= self.in_flight_max:
+        if stays:
+            if self.staying >= self.staying_max:
+                raise CallRefused(
+                    StatusCode.RESOURCE_EXHAUSTED,
+                    f"The limit on open watches has exceeded: {self.staying_max}",
+                    reason="TOO_MANY_WATCHES",
+                )
+            self.staying += 1
+            return
+        if self.in_flight >= self.in_flight_max:
             raise CallRefused(
                 StatusCode.RESOURCE_EXHAUSTED,
                 f"The limit on calls in flight has exceeded: {self.in_flight_max}",
                 reason="TOO_MANY_CALLS",
                 retry_after_ms=RETRY_AFTER_MS,
             )
-        if stays:
-            self.staying += 1
-        else:
-            self.in_flight += 1
+        self.in_flight += 1
 
     def leave(self, *, stays: bool = False) -> None:
         if stays:
@@ -97,7 +108,7 @@ class Gate:
 class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # Generic in the stubs alone.
     """All rpcs of ours, looked up by their path."""
 
-    def __init__(self, gate: Gate, tokens: Callable[[], Tokens]) -> None:
+    def __init__(self, gate: Gate, tokens: Tokens) -> None:
         self._gate = gate
         self._tokens = tokens
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -131,8 +142,9 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # Generic in 
             call = Call(name, context)
             entered = False
             try:
-                gate.enter()
-                entered = True
+                if not rpc.always:
+                    gate.enter()
+                    entered = True
                 self._admit(call, rpc)
                 if call.has_ids and not late_initial:
                     await call.send_initial()
@@ -195,7 +207,7 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # Generic in 
 
     def _admit(self, call: Call, rpc: Rpc) -> None:
         if not rpc.is_open:
-            call.actor = self._tokens().bearer(call.text("authorization") or "")
+            call.actor = self._tokens.bearer(call.text("authorization") or "")
         if not rpc.reads and "x-as-of" in call.metadata:
             raise CallRefused(
                 StatusCode.INVALID_ARGUMENT,

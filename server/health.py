@@ -30,16 +30,29 @@ class Health:
     def __init__(self, services: Callable[[], Collection[str]]) -> None:
         self._services = services
         self._status = health_pb2.HealthCheckResponse.NOT_SERVING
+        self._is_serving = False
+        self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
 
     def rpcs(self) -> dict[str, Rpc]:
         request = health_pb2.HealthCheckRequest
         return {
-            f"{HEALTH}/Check": Rpc(request, self.check, is_open=True),
+            f"{HEALTH}/Check": Rpc(request, self.check, is_open=True, always=True),
             f"{HEALTH}/Watch": Rpc(request, download=self.watch, is_open=True, stays=True),
         }
 
+    def writing(self, is_writing: bool) -> None:
+        """Whether commands are taken: a server that only reads is no place to send a caller to."""
+        if self._is_serving:
+            task = asyncio.create_task(self._say(is_writing))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
     async def serving(self, is_serving: bool) -> None:
+        self._is_serving = is_serving
+        await self._say(is_serving)
+
+    async def _say(self, is_serving: bool) -> None:
         status = health_pb2.HealthCheckResponse
         async with self._changed:
             self._status = status.SERVING if is_serving else status.NOT_SERVING

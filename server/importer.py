@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
+
+from grpc import StatusCode
 
 from eventstore.errors import EventStoreError
 from projections.domain.command import Image, Operation
@@ -20,6 +22,7 @@ from projections.queries import Queries
 from projections.rows import OperationView
 from server.allowlist import AllowList, Location, SourceNotAllowed, UriMalformed
 from server.blobs import Blob, BlobError, BlobStore, BlobStoreFull, DiskLow
+from server.detached import Detached
 from server.fetch import fetch
 from server.formats import FormatRefused
 from server.status import CallRefused
@@ -27,6 +30,12 @@ from server.wire import FetchFailed, FetchStopped, Limits
 from server.writer import Writer, Written
 
 IMPORTS_MAX = 4
+PENDING_MAX = 256
+STOP_S_MAX = 10.0
+QUERY_GONE = (
+    "The server was restarted, and the query of the URI, which is never stored, is gone with it:"
+    " create the image again, with a fresh URI"
+)
 FAILED_PRECONDITION = 9
 RESOURCE_EXHAUSTED = 8
 SUBMIT_S_MAX = 3600.0
@@ -70,7 +79,7 @@ class Importer:
         self._writer = writer
         self._limits = limits
         self._imports: dict[str, Import] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._work = Detached()
         self._threads = ThreadPoolExecutor(IMPORTS_MAX, thread_name_prefix="import")
         self._stopping = False
 
@@ -84,13 +93,20 @@ class Importer:
         A caller who hangs up meanwhile does not come between the two: nobody else would queue it.
         """
 
+        if len(self._imports) >= PENDING_MAX:
+            raise CallRefused(
+                StatusCode.RESOURCE_EXHAUSTED,
+                f"The limit on imports under way has exceeded: {PENDING_MAX}",
+                reason="TOO_MANY_IMPORTS",
+            )
+
         async def run() -> Written:
             written = await self._writer.submit(command, deadline=deadline)
             if not written.view.operation["done"]:
                 self._add(written.view, location)
             return written
 
-        return await self._to_its_end(run())
+        return await self._work.to_its_end(run())
 
     async def cancel(self, command: CancelOperation, *, deadline: float) -> Written:
         """The operation, which has ended, durably; its import stops. Raises as `begin` does.
@@ -103,7 +119,7 @@ class Importer:
             self._stop(written.view.operation["id"])
             return written
 
-        return await self._to_its_end(run())
+        return await self._work.to_its_end(run())
 
     def _add(self, view: OperationView, location: Location) -> None:
         """Queue the import of a durable operation; a second time for the same one does nothing."""
@@ -118,16 +134,17 @@ class Importer:
         for operation, image in queries.unfinished():
             uri = image["source"].get("uri", "")
             try:
-                if image["uri_had_query"]:
-                    raise UriMalformed(
-                        "the server was restarted, and the URI's query, which is never stored, is gone:"
-                        " create the image again"
-                    )
                 location = self._allowlist.admit(uri)
             except (UriMalformed, SourceNotAllowed) as error:
-                self._spawn(self._fail(operation, FAILED_PRECONDITION, str(error), "IMPORT_NOT_RESUMED"))
+                self._not_resumed(operation, str(error))
+                continue
+            if image["uri_had_query"]:
+                self._not_resumed(operation, QUERY_GONE)
             else:
                 self._add(OperationView(operation, image), location)
+
+    def _not_resumed(self, operation: Operation, message: str) -> None:
+        self._work.start(self._fail(operation, FAILED_PRECONDITION, message, "IMPORT_NOT_RESUMED"))
 
     def _stop(self, operation_id: str) -> None:
         """Stop fetching for an operation that has ended."""
@@ -149,13 +166,17 @@ class Importer:
     def under_way(self) -> list[Import]:
         return list(self._imports.values())
 
-    async def stop(self) -> None:
+    def begin_stop(self) -> None:
         """Stop fetching. What is unfinished begins again at the next start."""
         self._stopping = True
         for entry in self._imports.values():
             entry.stop_reason = "the server stops"
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._threads.shutdown()
+
+    async def stop(self) -> None:
+        """Wait for what is being stopped; a source that never returns is left behind."""
+        self.begin_stop()
+        ended = await self._work.wait(seconds_max=STOP_S_MAX)
+        self._threads.shutdown(wait=ended, cancel_futures=True)
 
     def _start_next(self) -> None:
         running = [entry for entry in self._imports.values() if entry.running]
@@ -166,22 +187,7 @@ class Importer:
             if not entry.running and entry.folder_id not in folders:
                 entry.running = True
                 folders.add(entry.folder_id)
-                self._spawn(self._run(entry))
-
-    def _spawn(self, work: Coroutine[Any, Any, Done]) -> asyncio.Task[Done]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def _to_its_end(self, work: Coroutine[Any, Any, Done]) -> Done:
-        task = self._spawn(work)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            # An error that nobody waits for any more would be logged.
-            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-            raise
+                self._work.start(self._run(entry))
 
     async def _run(self, entry: Import) -> None:
         loop = asyncio.get_running_loop()

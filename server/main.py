@@ -24,7 +24,6 @@ from server.config import Config, split_address
 from server.encode import image_frame
 from server.handlers import Gate, Handlers
 from server.health import Health, Reflection
-from server.identity import Tokens
 from server.importer import Importer
 from server.moments import Moments
 from server.readers import Readers
@@ -36,7 +35,7 @@ from server.services.images import ImageService
 from server.services.operations import OperationService
 from server.services.sources import SourceService
 from server.services.status import SOFTWARE, StatusService
-from server.start import Stores, bind, open_stores, refusing
+from server.start import Stores, bind, interruptible, open_stores
 from server.wire import Limits
 from server.writer import SystemEvent, Writer
 
@@ -96,35 +95,34 @@ async def _serve(config: Config, say: Callable[[str], None]) -> None:
     started_at = time.time_ns()
     allowlist = AllowList.parse(config.allow_source, private=config.data)
     gate = Gate(in_flight_max=config.in_flight_max)
-    tokens: list[Tokens] = []
-    handlers = Handlers(gate, lambda: tokens[0])
-    health = Health(lambda: handlers.services)
-    handlers.add(health.rpcs())
-    handlers.add(Reflection(lambda: handlers.services).rpcs())
     server = grpc.aio.server(options=OPTIONS)
-    server.add_generic_rpc_handlers((handlers,))
     port = bind(server, config)
     with ExitStack() as stack:
-        stores = open_stores(config, stack)
-        tokens.append(stores.tokens)
-        parts = _wire(config, stores, allowlist, stack)
+        with interruptible():
+            stores = open_stores(config, stack)
+        told_to_stop = _stop_signals()
+        handlers = Handlers(gate, stores.tokens)
+        health = Health(lambda: handlers.services)
+        handlers.add(health.rpcs())
+        handlers.add(Reflection(lambda: handlers.services).rpcs())
+        parts = _wire(config, stores, allowlist, health, stack)
         _add_services(config, stores, parts, handlers, port=port, started_at=started_at)
+        server.add_generic_rpc_handlers((handlers,))
         parts.writer.start()
-        with refusing(config.data):
-            if stores.clock_accepted:
-                await parts.writer.note(SystemEvent("ClockAccepted", {"clock": started_at}))
-            await parts.writer.note(SystemEvent("ServerStarted", {"software": SOFTWARE}))
+        if stores.clock_accepted:
+            await parts.writer.note(SystemEvent("ClockAccepted", {"clock": started_at}))
+        await parts.writer.note(SystemEvent("ServerStarted", {"software": SOFTWARE}))
         parts.importer.resume(parts.queries)
         parts.reaper.start()
         await server.start()
         await health.serving(True)
         host, _ = split_address(config.listen, option="--listen")
         say(f"listening on {_address(host, port)}")
-        await _until_told_to_stop()
+        await told_to_stop.wait()
         await _drain(server, gate, health, parts)
 
 
-def _wire(config: Config, stores: Stores, allowlist: AllowList, stack: ExitStack) -> Parts:
+def _wire(config: Config, stores: Stores, allowlist: AllowList, health: Health, stack: ExitStack) -> Parts:
     log = LogReader.open(stores.log_path)
     stack.callback(log.close)
     queries = open_queries(stores.projection, encode=image_frame)
@@ -143,6 +141,7 @@ def _wire(config: Config, stores: Stores, allowlist: AllowList, stack: ExitStack
         open_projector=lambda: _reopen(stores.projection, stores.log),
         on_freed=reaper.freed,
         answers=answers,
+        on_state=health.writing,
     )
     stack.callback(writer.close)
     importer = Importer(
@@ -214,16 +213,23 @@ def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def _until_told_to_stop() -> None:
+def _stop_signals() -> asyncio.Event:
+    """Set by SIGTERM or SIGINT from now on; a second one ends the process as it stands."""
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def tell(number: signal.Signals) -> None:
+        told.set()
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
-    await told.wait()
+        loop.add_signal_handler(number, tell, number)
+    return told
 
 
 async def _drain(server: grpc.aio.Server, gate: Gate, health: Health, parts: Parts) -> None:
-    """Refuse what is new, answer what is in flight and in the queue, then stop.
+    """Refuse what is new, answer what is in flight (for 30 s at most) and in the queue, then stop.
 
     `server.stop` cancels calls that wait in gRPC's own queue, so it comes when none has come in for a while:
     whoever is told UNAVAILABLE goes elsewhere, or waits before it tries again.
@@ -235,6 +241,9 @@ async def _drain(server: grpc.aio.Server, gate: Gate, health: Health, parts: Par
         await asyncio.sleep(0.01)
     # First, because whoever stops gives pins back without knowing what the log has.
     await parts.reaper.stop()
+    # The writer first: an import that waits for a log which cannot be reopened would wait for ever.
+    parts.importer.begin_stop()
+    parts.writer.begin_stop()
     await parts.importer.stop()
     await parts.writer.stop()
     give_up = time.monotonic() + QUIET_S_MAX

@@ -14,6 +14,7 @@ from server.readers import Readers
 from server.status import CallRefused
 
 READ_S_MAX = 60.0
+AGAIN_S = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -82,11 +83,18 @@ class Reaper:
         try:
             removed = await self._readers.run(remove, deadline=time.monotonic() + READ_S_MAX)
         except (BlobError, CallRefused) as error:
-            _log.warning("an unused blob stays", extra={"sha256": sha256, "reason": str(error)})
+            _log.warning("an unused blob stays for now", extra={"sha256": sha256, "reason": str(error)})
+            self._again(sha256)
             return
         except Exception as error:
             # A row that cannot be read, say. The next blob has another one.
             _log.error("whether a blob is used is not known", extra={"sha256": sha256}, exc_info=error)
+            self._again(sha256)
             return
         if removed:
             _log.info("an unused blob was removed", extra={"sha256": sha256})
+
+    def _again(self, sha256: str) -> None:
+        due = time.monotonic() + max(self._grace_s, AGAIN_S)
+        self._last_due[sha256] = due
+        heapq.heappush(self._due, (due, sha256))

@@ -6,14 +6,17 @@ import errno
 import logging
 import os
 import shutil
+import signal
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_bytes
+from typing import NoReturn
 
 import grpc
 
@@ -55,6 +58,23 @@ class Stores:
     blobs: BlobStore
     tokens: Tokens
     clock_accepted: bool
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGINT and SIGTERM end a start that takes long, such as the building of a projection, at once."""
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        if number == signal.SIGTERM:
+            sys.exit(0)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def bind(server: grpc.aio.Server, config: Config) -> int:

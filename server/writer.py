@@ -36,6 +36,8 @@ STAMP_NS_MAX = 1_000_000_000  # A batch older than this when it reaches the log 
 ATTEMPTS_MAX = 8  # So that a command that always takes longer than that ends, too.
 SECOND_NS = 1_000_000_000
 REOPEN_S = 0.25
+REOPEN_S_MAX = 5.0
+REOPEN_TOLD_S = 60.0
 RETRY_AFTER_MS = 200
 
 _log = logging.getLogger(__name__)
@@ -92,12 +94,14 @@ class Writer:
         open_projector: Callable[[], tuple[Projector, int]],
         on_freed: Callable[[list[str]], None] = lambda digests: None,
         answers: Answers | None = None,
+        on_state: Callable[[bool], None] = lambda is_writing: None,
     ) -> None:
         """`open_projector` gives a fresh projector and its applied position, after a failure.
 
         `on_freed` is told, in the event loop, which blobs lost a use, once that is durable. `answers` is told
-        what changes before anybody can see it.
+        what changes before anybody can see it; `on_state`, in the event loop, whether commands are taken.
         """
+        self._on_state = on_state
         self._answers = answers or Answers()
         self._on_freed = on_freed
         self._freed: list[str] = []
@@ -133,11 +137,15 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    async def stop(self) -> None:
-        """Answer what is queued, then end the thread."""
+    def begin_stop(self) -> None:
+        """Take no more commands, and give up a recovery; what is queued is still answered."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
+
+    async def stop(self) -> None:
+        """Answer what is queued, then end the thread."""
+        self.begin_stop()
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
 
     def close(self) -> None:
@@ -163,7 +171,7 @@ class Writer:
         future: asyncio.Future[Written | None] = asyncio.get_running_loop().create_future()
         with self._wake:
             if self._recovering:
-                raise Unavailable("The log is being reopened after a failure: try again", "LOG_REOPENING")
+                raise _reopening()
             if self._stopping:
                 raise Unavailable("The server is stopping", "STOPPING")
             if len(self._queue) >= QUEUE_MAX:
@@ -404,13 +412,19 @@ class Writer:
 
         Where a stop comes first, nobody is told what became of the commands: their outcome stays unknown.
         """
-        with self._wake:
-            self._recovering = True
-        while not self._reopened():
+        self._refuse_queued()
+        self._tell(is_writing=False)
+        pause_s, told_at = REOPEN_S, -REOPEN_TOLD_S
+        while (error := self._reopen()) is not None:
+            if time.monotonic() - told_at >= REOPEN_TOLD_S:
+                told_at = time.monotonic()
+                _log.error("the log cannot be reopened; nothing is written", extra={"reason": str(error)})
             if self._stopping:
                 self._fail(entries, _not_reopened())
                 return
-            time.sleep(REOPEN_S)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, REOPEN_S_MAX)
+        self._tell(is_writing=True)
         for entry in entries:
             try:
                 entry.outcome = self._found(entry.job)
@@ -419,7 +433,22 @@ class Writer:
         with self._wake:
             self._recovering = False
 
-    def _reopened(self) -> bool:
+    def _refuse_queued(self) -> None:
+        """Take no commands from now on; what waits in the queue has been neither decided nor written."""
+        with self._wake:
+            self._recovering = True
+            waiting = list(self._queue)
+            self._queue.clear()
+        self._fail(waiting, _reopening())
+        self._answer(waiting)
+
+    def _tell(self, *, is_writing: bool) -> None:
+        if self._loop is not None:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._on_state, is_writing)
+
+    def _reopen(self) -> Exception | None:
+        """What went wrong, None if log and projection are open again and at the same position."""
         try:
             self._log.reopen()
             self._projector.close()
@@ -428,9 +457,8 @@ class Writer:
             self._follow()
         except Exception as error:
             # Whatever it is: with a projection that is not at the head there is no going on.
-            _log.error("reopening failed", extra={"reason": str(error)})
-            return False
-        return True
+            return error
+        return None
 
     def _found(self, job: Job) -> Outcome:
         """What became of a job whose outcome was unknown: read back, never guessed."""
@@ -444,6 +472,10 @@ class Writer:
 
 class _Late(Exception):
     """The batch took too long to decide."""
+
+
+def _reopening() -> Unavailable:
+    return Unavailable("The log is being reopened after a failure: try again", "LOG_REOPENING")
 
 
 def _not_reopened() -> OutcomeUnknown:

@@ -24,6 +24,7 @@ from tools.source import source
 from tools.status import status
 
 EXIT_FAILED = 1
+TRACEBACK = "IMAGELEDGER_TRACEBACK"
 EXIT_INTERRUPTED = 130
 
 
@@ -90,9 +91,13 @@ def _drop_output() -> None:
 
 def _failed(error: Exception) -> int:
     explained = explain(error)
-    if explained is None:
+    if explained is None and TRACEBACK in os.environ:
         raise error
-    code, message, remedy = explained
+    code, message, remedy = explained or (
+        "INTERNAL",
+        f"{type(error).__name__}: {error}",
+        f"this is a defect of imageledger; with {TRACEBACK}=1 the same command prints where it is",
+    )
     print(f"error: {code}: {message}", file=sys.stderr)
     if remedy is not None:
         print(remedy, file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from eventstore import database
 from eventstore.errors import (
     AppendFailed,
     EventStoreError,
@@ -17,9 +18,10 @@ from projections.domain.evolve import EventUnknown
 from projections.errors import QuestionInvalid
 from projections.rows import RowDamaged
 from projections.store import ProjectionRefused
-from server.blobs import BlobError
+from server.blobs import BlobError, BlobStoreFailed, BlobStoreFull, DiskLow
 from server.config import ConfigInvalid
 from server.start import StartRefused
+from server.status import CallRefused
 
 
 class CommandFailed(Exception):
@@ -34,6 +36,9 @@ class CommandFailed(Exception):
 CODES: dict[type[Exception], str] = {
     AppendFailed: "UNAVAILABLE",
     BlobError: "DATA_LOSS",
+    BlobStoreFailed: "UNAVAILABLE",
+    BlobStoreFull: "RESOURCE_EXHAUSTED",
+    DiskLow: "RESOURCE_EXHAUSTED",
     ConfigInvalid: "INVALID_ARGUMENT",
     EventUnknown: "FAILED_PRECONDITION",
     FormatTooNew: "FAILED_PRECONDITION",
@@ -56,6 +61,10 @@ def explain(error: Exception) -> tuple[str, str, str | None] | None:
         return error.code, str(error), error.remedy
     if isinstance(error, StartRefused):
         return (error.code, *_split(str(error)))
+    if isinstance(error, CallRefused):
+        return (error.code.name, *_split(str(error)))
+    if isinstance(error, database.Error):
+        return "UNAVAILABLE", f"SQLite says: {error}", "look at the disk and its files, then try again"
     for kind in type(error).__mro__:
         if kind in CODES:
             return (CODES[kind], *_split(str(error)))

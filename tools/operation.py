@@ -18,6 +18,8 @@ from tools.progress import Progress
 
 POLL_INTERVAL_S = 1.0
 # How long a server may be away, to be restarted for example, before waiting is given up.
+# What a server says that is away, or has too much to do, for a while.
+AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
 PATIENCE_S = 60.0
 CODES = {int(code.value[0]): code.name for code in grpc.StatusCode}
 
@@ -89,7 +91,7 @@ def wait_for(
         with Progress("importing", total_bytes=0) as progress:
             return _poll(client, begun, give_up=give_up, progress=progress)
     except (KeyboardInterrupt, CommandFailed) as error:
-        if isinstance(error, KeyboardInterrupt) or error.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
+        if isinstance(error, KeyboardInterrupt) or error.code in AWAY:
             note(
                 f"operation {begun.id} goes on: `imageledger operation wait {begun.id}` waits for it,"
                 f" `imageledger operation cancel {begun.id}` ends it"
@@ -109,7 +111,7 @@ def _poll(
         try:
             last, metadata = _asked(client, begun.id)
         except CommandFailed as error:
-            if error.code != "UNAVAILABLE" or time.monotonic() - answered > PATIENCE_S:
+            if error.code not in AWAY or time.monotonic() - answered > PATIENCE_S:
                 raise
         else:
             answered = time.monotonic()

@@ -19,6 +19,7 @@ from tools.options import data_option, option, size
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+PLAIN = re.compile(r"[\w./:@+-]+")
 DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|m|min|h|d)?")
 SECONDS = {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
@@ -28,7 +29,7 @@ def duration(text: str) -> float:
     found = DURATION.fullmatch(text.strip())
     if found is None:
         raise click.BadParameter(
-            f"{text!r} is no time: give seconds, or a number with min, h or d, like 15min"
+            f"{text!r} is no time: give seconds, or a number with s, m, h or d, like 15m"
         )
     return float(found[1]) * SECONDS[found[2]]
 
@@ -106,12 +107,16 @@ def _as_given(option: click.Parameter, value: Any) -> tuple[Any, str]:
     " file:///srv/images/; repeat it for more. Without any, no URI is fetched.",
 )
 @option(
-    "--max-image-size", type=size, default="10G", metavar="SIZE", help="The most bytes an import may bring."
+    "--max-image-size",
+    type=size,
+    default="10G",
+    metavar="SIZE",
+    help="The most bytes an import or upload may bring.",
 )
 @option(
     "--blob-grace",
     type=duration,
-    default="15min",
+    default="15m",
     metavar="TIME",
     help="How long bytes that nothing refers to any more are kept.",
 )
@@ -160,9 +165,15 @@ def _extra(record: logging.LogRecord) -> dict[str, Any]:
     return {key: value for key, value in vars(record).items() if key not in RECORD_FIELDS}
 
 
+def _quoted(value: Any) -> str:
+    """A value that cannot be taken for another field, or another line: a request id is the caller's text."""
+    text = str(value)
+    return text if PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+
+
 class _TextLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        extra = "".join(f" {key}={value}" for key, value in _extra(record).items())
+        extra = "".join(f" {key}={_quoted(value)}" for key, value in _extra(record).items())
         time = format_time(int(record.created * 1e9))
         text = f"{time} {record.levelname} {record.name}: {record.getMessage()}{extra}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text

@@ -38,7 +38,7 @@ def source() -> None:
 @json_option
 @writer_options
 def add(client: Client, file: str, kind: str, folder_id: str, name: str | None, as_json: bool) -> None:
-    """Upload a file (- is stdin) as a source, and print its id: raw, qcow2, VMDK, VHD and the like.
+    """Upload a qcow2, VMDK or raw file (- is stdin) as a source, and print its id.
 
     \b
     Example:

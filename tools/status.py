@@ -26,7 +26,7 @@ BLOB_NAME = re.compile(r"[0-9a-f]{64}")
 @click.command()
 @option(
     "--data",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=click.Path(path_type=Path),
     metavar="DIR",
     help="Read the files of this data directory instead, beside a running server or without one.",
 )
@@ -43,6 +43,8 @@ def status(client: Client, data: Path | None, as_json: bool) -> None:
     if data is None or _endpoint_wins():
         _print(client.call(f"{STATUS}/Get", pb.GetStatusRequest(), pb.Status), as_json=as_json)
         return
+    if not data.is_dir():
+        raise click.BadParameter(f"directory {str(data)!r} does not exist", param_hint="'--data'")
     found, refused = _of_files(data)
     _print(found, as_json=as_json)
     if refused is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from grpc import StatusCode
@@ -13,7 +13,8 @@ from projections.domain.command import Asked
 from projections.domain.image import UPDATABLE, CreateImage, DeleteImage, UpdateImage
 from projections.filters import Condition, Order, equality, parse_filter, parse_order
 from projections.pages import Page, decode_page, encode_page, question
-from projections.queries import Listing, Queries
+from projections.queries import PAGE_BYTES_MAX, Listing, Queries
+from projections.rows import OperationView
 from server import ids
 from server.answers import Answers, Kept
 from server.call import Call
@@ -30,7 +31,6 @@ from server.validate import fields
 from server.writer import Writer, Written
 
 PAGE_SIZE_DEFAULT = 100
-PAGE_BYTES_MAX = 3_670_016
 SOURCES = ("image_id", "disk_id", "snapshot_id", "uri")
 
 
@@ -117,18 +117,20 @@ class ImageService:
         page = decode_page(request.page_token, asked) if request.page_token else None
         at = None if page is not None else await self._moments.position(call)
         limit = request.page_size or PAGE_SIZE_DEFAULT
-        views, call.position = self._queries.operations(request.image_id, limit=limit, page=page, at=at)
-        wires: list[bytes] = []
-        size = 0
-        for view in views[:limit]:
-            wire = frame(operation_bytes(view))
-            size += len(wire)
-            if wires and size > PAGE_BYTES_MAX:
-                break
-            wires.append(wire)
-        more = len(wires) < len(views)
-        next_page = Page(call.position, str(views[len(wires) - 1].operation["first"])) if more else None
-        return b"".join(wires) + _next_page(next_page, asked)
+
+        def ask(queries: Queries) -> Kept:
+            views, position = queries.operations(request.image_id, limit=limit, page=page, at=at)
+            wires = _sized(views[:limit])
+            more = len(wires) < len(views)
+            first = str(views[len(wires) - 1].operation["first"])
+            return Kept(
+                b"".join(wires) + _next_page(Page(position, first) if more else None, asked), position
+            )
+
+        # Off the event loop: a page of operations is a page of images, each encoded anew.
+        answer = await self._readers.run(ask, deadline=call.deadline())
+        call.position = answer.position
+        return answer.wire
 
     async def create(self, call: Call, request: pb.CreateImageRequest) -> bytes:
         location = self._importer.admit(request.uri) if request.uri else None
@@ -182,6 +184,19 @@ async def not_here(call: Call, request: Any) -> bytes:
     raise CallRefused(
         StatusCode.UNIMPLEMENTED, "Access bindings are not served by this version", reason="UNIMPLEMENTED"
     )
+
+
+def _sized(views: Sequence[OperationView]) -> list[bytes]:
+    """The framed operations that fit one answer; at least one."""
+    wires: list[bytes] = []
+    size = 0
+    for view in views:
+        wire = frame(operation_bytes(view))
+        size += len(wire)
+        if wires and size > PAGE_BYTES_MAX:
+            break
+        wires.append(wire)
+    return wires
 
 
 def _answered(call: Call, written: Written) -> bytes:

@@ -32,7 +32,8 @@ class OperationService:
         view, call.position = self._queries.operation(request.operation_id, at=at)
         if not view.operation["done"]:
             call.initial.append(("x-operation-poll-interval", str(POLL_INTERVAL_S)))
-            call.trailing.append(("x-operation-progress", self._importer.progress(request.operation_id)))
+            if at is None:
+                call.trailing.append(("x-operation-progress", self._importer.progress(request.operation_id)))
         return operation_bytes(view)
 
     async def cancel(self, call: Call, request: pb.CancelOperationRequest) -> bytes:

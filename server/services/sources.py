@@ -11,6 +11,7 @@ from typing import TypeVar, cast
 
 from grpc import StatusCode
 
+from eventstore.errors import OutcomeUnknown
 from eventstore.event import Value
 from projections.domain.source import RegisterSource, RemoveSource
 from projections.pages import decode_page, encode_page, question
@@ -18,6 +19,7 @@ from projections.queries import Queries
 from server import ids
 from server.blobs import Blob, BlobStore, BlobWriter
 from server.call import Call
+from server.detached import Detached
 from server.encode import SOURCE_SERVICE, operation_bytes, source_message
 from server.gen.imageledger.v1 import source_service_pb2 as pb
 from server.handlers import RETRY_AFTER_MS, Rpc
@@ -49,6 +51,7 @@ class SourceService:
     ) -> None:
         """`on_released` is told, in the event loop, which blobs lost their pin: one may now be an orphan."""
         self._on_released = on_released
+        self._work = Detached()
         self._queries = queries
         self._writer = writer
         self._moments = moments
@@ -82,10 +85,7 @@ class SourceService:
             blob = await self._stored(header, parts)
         finally:
             self._uploads -= 1
-        try:
-            return await self._register(call, header, blob)
-        finally:
-            self._release(blob)
+        return await self._work.to_its_end(self._register(call, header, blob))
 
     def _release(self, blob: Blob) -> None:
         self._blobs.release(blob.sha256)
@@ -154,7 +154,15 @@ class SourceService:
             format=blob.format,
             hardware_generation=hardware or None,
         )
-        written = await self._writer.submit(command, deadline=call.deadline())
+        try:
+            written = await self._writer.submit(command, deadline=call.deadline())
+        except OutcomeUnknown:
+            # The event may yet turn out to be durable, so the bytes stay until the next start.
+            raise
+        except BaseException:
+            self._release(blob)
+            raise
+        self._release(blob)
         call.position = written.position
         # A repeat may answer for a source that was removed since: its id is still the answer.
         source, _ = self._queries.source(

@@ -296,9 +296,8 @@ class _Parts:
 
 
 def test_the_gate_counts_calls_in_and_out() -> None:
-    gate = Gate(in_flight_max=2)
+    gate = Gate(in_flight_max=1)
     gate.enter()
-    gate.enter(stays=True)
 
     with pytest.raises(CallRefused) as refusal:
         gate.enter()
@@ -306,7 +305,20 @@ def test_the_gate_counts_calls_in_and_out() -> None:
     gate.enter()
 
     assert refusal.value.code == Code.RESOURCE_EXHAUSTED
-    assert str(refusal.value) == "The limit on calls in flight has exceeded: 2"
+    assert str(refusal.value) == "The limit on calls in flight has exceeded: 1"
+    assert gate.in_flight == 1
+
+
+def test_watches_have_a_limit_of_their_own() -> None:
+    """They need no token, so however many there are, nobody with a token is kept out."""
+    gate = Gate(in_flight_max=1, staying_max=1)
+    gate.enter(stays=True)
+
+    with pytest.raises(CallRefused) as refusal:
+        gate.enter(stays=True)
+    gate.enter()
+
+    assert str(refusal.value) == "The limit on open watches has exceeded: 1"
     assert (gate.in_flight, gate.staying) == (1, 1)
 
 
