@@ -34,6 +34,9 @@ DatabaseError = sqlite3.DatabaseError
 IntegrityError = sqlite3.IntegrityError
 OperationalError = sqlite3.OperationalError
 
+# What a statement on a damaged file may raise: the driver decodes SQLite's error texts, which may quote it.
+READ_ERRORS: Final = (Error, UnicodeDecodeError)
+
 Access: TypeAlias = Literal["create", "write", "read"]
 Synchronous: TypeAlias = Literal["FULL", "NORMAL", "OFF"]
 
@@ -52,6 +55,9 @@ _CODE_CORRUPT = 11
 _CODE_FULL = 13
 _CODE_INTERRUPT = 9
 _CODE_NOT_A_DATABASE = 26
+
+# What the driver says of a value that is stored as text and is none.
+_NOT_UTF_8 = "Could not decode to UTF-8"
 
 
 def connect(
@@ -178,6 +184,43 @@ def checkpoint_truncate(connection: Connection) -> bool:
     return bool(busy == 0 and frames == moved)
 
 
+def checkpoint_passive(connection: Connection) -> tuple[int, int]:
+    """The frames of the write-ahead log, and how many of them are in the database after moving what can be.
+
+    It waits for nobody: a reader of an old state, or another checkpoint, leaves frames behind. Raises Error.
+    """
+    _, frames, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    return int(frames), int(moved)
+
+
+def restart_wal(connection: Connection) -> bool:
+    """Leaves nothing in the write-ahead log that a later recovery could bring back; False if it may.
+
+    After a COMMIT that failed in its fsync, its frames stand in the file with valid checksums. A connection
+    that finds the index of an older state in shared memory does not see them, but recovery after a crash
+    reads the file and would; a transaction that changes nothing writes nothing over them.
+    So the file is emptied; and then one page is committed, unchanged: its fsync makes a new header durable,
+    to which frames before it do not belong, even if a power cut undoes the truncation. It also proves that
+    the log can be made durable again.
+
+    Where this is the only connection, it has recovered those frames itself, and they count as committed.
+    Their fsync failed, and Linux may have marked their pages clean, so that a later fsync of the write-ahead
+    log promises nothing of them; but the checkpoint has copied them into the database and fsynced that. Once
+    this function has returned True, what the connection reads is durable. A power cut before that may find
+    the old write-ahead log with a hole in it beside a newer database; nobody was told of the write by then.
+    """
+    if not checkpoint_truncate(connection):
+        return False
+    (user_version,) = connection.execute("PRAGMA user_version").fetchone()
+    try:
+        # Unlike an UPDATE to the same value, this writes its page always.
+        connection.execute(f"PRAGMA user_version = {user_version:d}")
+    except Error as error:
+        _log.warning("the write-ahead log cannot be written", extra={"error": str(error)})
+        return False
+    return True
+
+
 def fsync_directory(directory: Path) -> None:
     """Makes the names in a folder durable: a new file's own fsync does not."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -194,6 +237,9 @@ def is_full(error: BaseException) -> bool:
 
 def is_corrupt(error: BaseException) -> bool:
     """Whether an error says that stored bytes are not what SQLite wrote."""
+    # An error text that has no UTF-8 form quotes damaged bytes; the driver's own errors have no code.
+    if isinstance(error, UnicodeDecodeError) or str(error).startswith(_NOT_UTF_8):
+        return True
     return _code(error) in (_CODE_CORRUPT, _CODE_NOT_A_DATABASE)
 
 

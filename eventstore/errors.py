@@ -45,6 +45,23 @@ class SchemaTooNew(EventStoreError):
         )
 
 
+class EnvelopeTooNew(EventStoreError):
+    """An event whose envelope was written by newer software than this. `position` is None in bytes alone."""
+
+    def __init__(self, position: int | None, found: int, supported: int) -> None:
+        super().__init__(position, found, supported)
+        self.position = position
+        self.found = found
+        self.supported = supported
+
+    def __str__(self) -> str:
+        where = "an event" if self.position is None else f"the event at position {self.position}"
+        return (
+            f"{where} was written by newer software: its envelope has v = {self.found}, this software reads "
+            f"up to v = {self.supported}: run the version that wrote it, or a later one"
+        )
+
+
 class HeadMoved(EventStoreError):
     """The log's head is not the one an append was decided on; nothing was written."""
 

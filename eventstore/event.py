@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, NewType, TypeAlias, cast
 
 import msgpack
 
-from eventstore.errors import EventMalformed
+from eventstore.errors import EnvelopeTooNew, EventMalformed, EventStoreError
 
 Position = NewType("Position", int)
 Version = NewType("Version", int)
@@ -82,7 +82,8 @@ def decode(body: bytes) -> Event:
     """The event of these bytes, which may come from anywhere.
 
     Raises EventMalformed for all but the bytes that encode gives for the event returned: for another order of
-    keys, a repeated or unknown key, a longer form of a number or length, trailing bytes, another `v`.
+    keys, a repeated or unknown key, a longer form of a number or length, trailing bytes, another `v`; and
+    EnvelopeTooNew for a later `v`.
     """
     try:
         fields = _unpack(body, strict_map_key=True)
@@ -98,12 +99,13 @@ def decode(body: bytes) -> Event:
 def load(body: bytes) -> Event:
     """The event of bytes whose leaf hash was just checked: the fast path of every read.
 
-    It trusts that encode once gave these bytes, and checks only `v`. Raises EventMalformed.
+    It trusts that encode once gave these bytes, and checks only `v`. Raises EventMalformed, EnvelopeTooNew.
     """
     try:
         m = _unpack(body)
         get = m.get
-        if m["v"] != ENVELOPE_VERSION:
+        v = m["v"]
+        if v != ENVELOPE_VERSION or type(v) is not int:
             raise _unknown_version(m)
         return _new(
             Event,
@@ -260,8 +262,10 @@ def _position_of(fields: dict[Any, Any]) -> int | None:
     return position if type(position) is int else None
 
 
-def _unknown_version(fields: dict[Any, Any]) -> EventMalformed:
+def _unknown_version(fields: dict[Any, Any]) -> EventStoreError:
     found = fields.get("v")
+    if type(found) is int and found > ENVELOPE_VERSION:
+        return EnvelopeTooNew(_position_of(fields), found, ENVELOPE_VERSION)
     return EventMalformed(
         _position_of(fields), f"the envelope has v = {found!r}, this software reads v = {ENVELOPE_VERSION}"
     )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 from eventstore import database, merkle, schema
 from eventstore.errors import (
     AppendFailed,
+    EnvelopeTooNew,
     EventMalformed,
     EventStoreError,
     HeadMoved,
@@ -30,6 +31,14 @@ SYSTEM_AUTH: Final = "system"
 
 _INTEGER_MAX: Final = 2**63 - 1
 
+# As SQLite's automatic checkpoint, whose failures nobody sees. A batch writes to each of four trees, and on
+# average to some two more pages an event, or less; what an event adds to the file is about its body twice.
+CHECKPOINT_FRAMES: Final = 1000
+FRAMES_A_COMMIT: Final = 4
+PAGE_BYTES: Final = 4096
+# Readers leave frames behind as a matter of course; so many of them mean one that stays.
+FRAMES_LEFT_MAX: Final = 16 * CHECKPOINT_FRAMES
+
 _log = logging.getLogger(__name__)
 
 
@@ -43,9 +52,10 @@ def new_log_id(random_bytes: bytes) -> str:
 class LogReader:
     """Reads a log, also beside its writer in another process. One thread at a time may use it.
 
-    Every body is checked against its leaf hash before it is given out. No method keeps a transaction open.
-    Each of them raises LogCorrupt for stored bytes that are not what was written, and LogUnreadable when the
-    disk or the engine fails.
+    Every body is checked against its leaf hash before it is given out, and what an index answered against the
+    bodies. No method keeps a transaction open. Each of them raises LogCorrupt for stored bytes that are not
+    what was written, EnvelopeTooNew for an event of newer software, and LogUnreadable when the disk or the
+    engine fails.
     """
 
     def __init__(self, path: Path, connection: database.Connection) -> None:
@@ -82,32 +92,44 @@ class LogReader:
         return self._log_id
 
     def head(self) -> Position:
-        """The last position, 0 in an empty log."""
-        return Position(self._value(_HEAD))
+        """The last position, 0 in an empty log. Its event is checked to be there."""
+        head = self._head()
+        if head != 0:
+            self._indexed_event(head)
+        return head
 
     def body(self, position: Position) -> bytes:
         """The canonical bytes of one event. Raises NoSuchPosition."""
-        return self._body_and_leaf(position)[0]
+        return self._checked(position)[1]
 
     def leaf(self, position: Position) -> bytes:
         """The leaf hash of one event, checked against its bytes. Raises NoSuchPosition."""
-        return self._body_and_leaf(position)[1]
+        return self._checked(position)[2]
 
     def hashes(self, position: Position) -> bytes:
-        """The hashes of all complete subtrees that end there, the leaf first. Raises NoSuchPosition."""
-        return bytes(self._row(_HASHES, position)[0])
+        """The hashes of all complete subtrees that end there, the leaf first. Raises NoSuchPosition.
+
+        Their number and the leaf are checked, not the nodes above it: those are made of other rows.
+        """
+        body, hashes = self._row(_BODY_AND_HASHES, position)
+        _event_of_row(position, body, hashes[: merkle.HASH_SIZE_BYTES] if type(hashes) is bytes else hashes)
+        size = merkle.HASH_SIZE_BYTES * merkle.levels_of(position)
+        if len(hashes) != size:
+            raise LogCorrupt(position, f"{len(hashes)} bytes of hashes stand there instead of {size}")
+        return cast("bytes", hashes)
 
     def at(self, position: Position) -> int:
         """The stamp of one event. Raises NoSuchPosition."""
-        return int(self._row(_AT, position)[0])
+        return self.event(position).at
 
     def event(self, position: Position) -> Event:
         """One event. Raises NoSuchPosition."""
-        return _event(position, self.body(position))
+        return self._checked(position)[0]
 
     def events(self, *, after: int = 0, until: int | None = None, chunk: int = 1000) -> Iterator[Event]:
         """The events from after + 1 to until, or to the head; there may be more of them by the time it ends.
 
+        A gap anywhere up to `until` is LogCorrupt; with no `until`, what is missing at the end is not known.
         It reads `chunk` of them at a time, each page in a transaction of its own: a reader held open would
         make the write-ahead log grow without end.
         """
@@ -119,70 +141,164 @@ class LogReader:
                 last += 1
                 if position != last:
                     raise LogCorrupt(last, f"the position is missing, the next one is {position}")
-                if merkle.leaf_hash(body) != leaf:
+                # As _event_of_row, without its call: this runs for every event of a rebuild.
+                if type(body) is not bytes or merkle.leaf_hash(body) != leaf:
                     raise _wrong_leaf(position)
                 yield _event(position, body)
-            if len(rows) < chunk:
+            if len(rows) == chunk:
+                continue
+            if until is None or last >= end or last >= self._head():
                 return
+            if not rows:
+                raise LogCorrupt(last + 1, f"the position is missing, the head is {self._head()}")
 
     def events_of_operation(self, operation_id: str) -> list[Event]:
-        """All events of one operation, in order; none for an id the log does not know."""
-        return self._events(_OF_OPERATION, {"operation_id": operation_id})
+        """All events of one operation, in order; none for an id the log does not know.
+
+        Each is checked to belong to it. An event that a damaged index does not name is left out unnoticed.
+        """
+        events = self._events(_OF_OPERATION, {"operation_id": operation_id})
+        for event in events:
+            if event.operation_id != operation_id:
+                raise _wrong_index(event.position, "operation_id", operation_id, event.operation_id)
+        return events
 
     def events_of_resource(
         self, resource_id: str, *, after: int = 0, until: int | None = None, limit: int | None = None
     ) -> list[Event]:
-        """The first `limit` events of one resource from after + 1 to until, in order."""
+        """The first `limit` events of one resource from after + 1 to until, in order.
+
+        Each is checked to belong to it. An event that a damaged index does not name is left out unnoticed:
+        only a walk through all events finds that.
+        """
         parameters = {
             "resource_id": resource_id,
             "after": after,
             "until": _INTEGER_MAX if until is None else until,
             "count": _INTEGER_MAX if limit is None else limit,
         }
-        return self._events(_OF_RESOURCE, parameters)
+        events = self._events(_OF_RESOURCE, parameters)
+        for event in events:
+            if event.resource_id != resource_id:
+                raise _wrong_index(event.position, "resource_id", resource_id, event.resource_id)
+        return events
+
+    def events_of_stream(
+        self, stream: str, *, after: int = 0, until: int | None = None, limit: int | None = None
+    ) -> list[Event]:
+        """The first `limit` events of one stream at positions from after + 1 to until, in order.
+
+        Their versions follow each other, which is checked: none but the stream's last ones can be left out
+        unnoticed. O(log n) seeks for each bound.
+        """
+        first = 1 if after <= 0 else self._version_at(stream, after) + 1
+        last = int(self.stream_version(stream) if until is None else self._version_at(stream, until))
+        if limit is not None:
+            last = min(last, first + limit - 1)
+        events = self._events(_OF_STREAM, {"stream": stream, "first": first, "last": last})
+        for version, event in enumerate(events, first):
+            _check_in_stream(event, stream, version)
+        if len(events) != max(last - first + 1, 0):
+            raise LogCorrupt(None, f"stream {stream} lacks a version from {first} to {last}")
+        return events
 
     def stream_version(self, stream: str) -> Version:
         """The last version of a stream, 0 for one without events."""
-        return Version(self._value(_STREAM_VERSION, {"stream": stream}))
+        rows = self._rows(_LAST_OF_STREAM, {"stream": stream})
+        if not rows:
+            return Version(0)
+        position, version = _integers(rows[0])
+        _check_in_stream(self._indexed_event(position), stream, version)
+        return Version(version)
 
     def position_at(self, at: int) -> Position:
         """The last position stamped at or before a time, 0 if it is before the first.
 
         Stamps never fall along the positions, so this is O(log n) reads by primary key, and needs no index.
+        They read the column, which is quick; the two bodies around the answer prove it.
         """
-        low, high = 0, int(self.head())
+        head = self._head()
+        low = self._search_stamp(at, head, self._stamp_column)
+        is_after = low == 0 or self.at(low) <= at
+        is_before = low == head or self.at(Position(low + 1)) > at
+        if not (is_after and is_before):
+            self._search_stamp(at, head, self._stamp_checked)
+            raise LogCorrupt(low, "the stamps around it fall from one event to the next")
+        return low
+
+    def _search_stamp(self, at: int, head: Position, stamp: Callable[[Position], int]) -> Position:
+        low, high = 0, int(head)
         while low < high:
             middle = (low + high + 1) // 2
-            if self.at(Position(middle)) <= at:
+            if stamp(Position(middle)) <= at:
                 low = middle
             else:
                 high = middle - 1
         return Position(low)
 
+    def _stamp_column(self, position: Position) -> int:
+        return _integers(self._row(_AT, position))[0]
+
+    def _stamp_checked(self, position: Position) -> int:
+        """The stamp of one event. Raises LogCorrupt where the column beside it says otherwise."""
+        at = self.at(position)
+        column = self._stamp_column(position)
+        if at != column:
+            raise _wrong_index(position, "at", column, at)
+        return at
+
+    def _version_at(self, stream: str, position: int) -> Version:
+        """The last version of a stream at or before a position, proved by the bodies around it."""
+        last = self.stream_version(stream)
+        low, high = 0, int(last)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._position_of_version(stream, middle) <= position:
+                low = middle
+            else:
+                high = middle - 1
+        for version in range(max(low, 1), min(low + 1, last) + 1):
+            found = self._position_of_version(stream, version)
+            _check_in_stream(self._indexed_event(found), stream, version)
+            if (found <= position) is not (version <= low):
+                raise LogCorrupt(found, f"the versions of stream {stream} are not in the order of positions")
+        return Version(low)
+
+    def _position_of_version(self, stream: str, version: int) -> int:
+        """What the index says, unchecked."""
+        return self._value(_POSITION_OF_VERSION, {"stream": stream, "version": version})
+
     def closed(self) -> int:
         """The highest closed time: nothing will be stamped at or before it any more. 0 if there is none."""
         return self._value(_CLOSED)
 
+    def _head(self) -> Position:
+        return Position(self._value(_HEAD))
+
     def _events(self, sql: str, parameters: dict[str, Any]) -> list[Event]:
         events = []
         for position, body, leaf in self._rows(sql, parameters):
-            if merkle.leaf_hash(body) != leaf:
-                raise _wrong_leaf(position)
-            events.append(_event(position, body))
+            events.append(_event_of_row(position, body, leaf))
         return events
 
-    def _body_and_leaf(self, position: Position) -> tuple[bytes, bytes]:
+    def _indexed_event(self, position: int) -> Event:
+        """The event at a position that an index names. Raises LogCorrupt where there is none."""
+        try:
+            return self.event(Position(position))
+        except NoSuchPosition as error:
+            raise LogCorrupt(None, f"an index names position {position}, the head is {error.head}") from error
+
+    def _checked(self, position: Position) -> tuple[Event, bytes, bytes]:
+        """One event, its canonical bytes and its leaf hash."""
         body, leaf = self._row(_BODY, position)
-        if merkle.leaf_hash(body) != leaf:
-            raise _wrong_leaf(position)
-        return body, leaf
+        return _event_of_row(position, body, leaf), body, leaf
 
     def _row(self, sql: str, position: Position) -> tuple[Any, ...]:
         """The one row of a query by position. Raises NoSuchPosition, LogCorrupt for a gap."""
         rows = self._rows(sql, {"position": position}, position=position)
         if rows:
             return rows[0]
-        head = self.head()
+        head = self._head()
         if 1 <= position <= head:
             raise LogCorrupt(position, f"the position is missing, the head is {head}")
         raise NoSuchPosition(position, head)
@@ -192,7 +308,7 @@ class LogReader:
         rows = self._rows(sql, parameters or {})
         if len(rows) != 1:
             raise LogCorrupt(None, f"a query for one row gave {len(rows)}")
-        return int(rows[0][0])
+        return _integers(rows[0])[0]
 
     def _rows(
         self, sql: str, parameters: dict[str, Any], *, position: int | None = None
@@ -200,7 +316,7 @@ class LogReader:
         """All rows of a query, in a read transaction that ends with it."""
         try:
             return self._open_connection().execute(sql, parameters).fetchall()
-        except database.Error as error:
+        except database.READ_ERRORS as error:
             raise _read_error(error, position) from error
 
     def _open_connection(self) -> database.Connection:
@@ -221,6 +337,9 @@ class EventLog(LogReader):
         super().__init__(path, connection)
         self._outcome_unknown = False
         self._frontier = self._load_frontier(self.head())
+        self._last_at = self._stamp_of(self._frontier)
+        self._frames = 0  # About so many were written since the last checkpoint.
+        self._is_checkpoint_failing = False
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -236,13 +355,25 @@ class EventLog(LogReader):
             raise
 
     def reopen(self) -> None:
-        """Starts again from what is durable: the only way on after OutcomeUnknown. Read before you write."""
+        """Starts again from what is durable: the only way on after OutcomeUnknown. Read before you write.
+
+        What is read afterwards is what a crash would leave, see database.restart_wal. Raises OutcomeUnknown
+        where that cannot be had yet, for a reader in the way or a disk that still fails: try again.
+        """
         if self._connection is not None:
             self._connection.close()
         self._outcome_unknown = True
         self._connection = _connect_writer(self.path)
+        if not database.restart_wal(self._connection):
+            raise OutcomeUnknown("the write-ahead log could not be emptied, see the warning before this")
         self._outcome_unknown = False
-        self._frontier = self._load_frontier(self.head())
+        self._frames = 0
+        try:
+            self._frontier = self._load_frontier(self.head())
+            self._last_at = self._stamp_of(self._frontier)
+        except BaseException:
+            self._outcome_unknown = True
+            raise
 
     def close(self) -> None:
         """Ends the use of this object, and empties the write-ahead log: then log.db alone is a whole copy."""
@@ -296,6 +427,8 @@ class EventLog(LogReader):
         self._commit(connection)
         # Durable from here on.
         self._frontier = frontier
+        self._last_at = events[0].at
+        self._wrote(FRAMES_A_COMMIT + 2 * len(events) + 2 * sum(map(len, bodies)) // PAGE_BYTES)
 
     def close_time(self, at: int) -> None:
         """Lets nothing be stamped at or before a time any more, durably. It never goes back.
@@ -306,6 +439,7 @@ class EventLog(LogReader):
             connection.execute(_CLOSE_TIME, {"at": at})
         self._commit(connection)
         # Durable from here on.
+        self._wrote(1)
 
     @contextmanager
     def _before_commit(self) -> Iterator[database.Connection]:
@@ -317,7 +451,7 @@ class EventLog(LogReader):
         try:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
-        except (database.Error, LogUnreadable) as error:
+        except (*database.READ_ERRORS, LogUnreadable) as error:
             database.roll_back(connection)
             raise _write_error(error) from error
         except BaseException:
@@ -331,14 +465,48 @@ class EventLog(LogReader):
             self._outcome_unknown = True
             raise
 
+    def _wrote(self, frames: int) -> None:
+        """Moves the write-ahead log into the database once it has grown by so much. Raises nothing.
+
+        What was committed stays durable in the write-ahead log however this ends, so its failure is no
+        error of the append; but it must be seen, since the log would grow until the disk is full.
+        """
+        self._frames += frames
+        if self._frames < CHECKPOINT_FRAMES:
+            return
+        self._frames = 0
+        try:
+            left, moved = database.checkpoint_passive(self._open_connection())
+        except database.READ_ERRORS as error:
+            self._checkpoint_failed(str(error))
+            return
+        if moved == left:
+            self._is_checkpoint_failing = False
+        elif left >= FRAMES_LEFT_MAX:
+            self._checkpoint_failed(f"a reader holds {left - moved} of {left} frames")
+
+    def _checkpoint_failed(self, reason: str) -> None:
+        """Warns once for a series of failures, which the next success ends."""
+        if not self._is_checkpoint_failing:
+            self._is_checkpoint_failing = True
+            _log.warning(
+                "the write-ahead log grows: it could not be moved into the database",
+                extra={"path": str(self.path), "reason": reason},
+            )
+
     def _check_head(self, events: Sequence[Event], expected_head: Position) -> merkle.Frontier:
         """The frontier at the head, read inside the transaction that appends.
 
         Raises HeadMoved, StampTooOld, EventMalformed.
         """
-        ((head, last, closed),) = self._rows(_BEFORE_APPEND, {})
+        head, closed = self._head(), self.closed()
         if head != expected_head:
             raise HeadMoved(expected_head, head)
+        frontier, last = self._frontier, self._last_at
+        if frontier.size != merkle.TreeSize(head):
+            # Another writer was here; the caller has caught up with it already.
+            frontier = self._load_frontier(head)
+            last = self._stamp_of(frontier)
         at = events[0].at
         if at <= last or at <= closed:
             raise StampTooOld(at, last, closed)
@@ -352,16 +520,23 @@ class EventLog(LogReader):
                     f"version {event.version} of stream {stream}: the next one is {version + 1}",
                 )
             versions[stream] = event.version
-        if self._frontier.size == head:
-            return self._frontier
-        # Another writer was here; the caller has caught up with it already.
-        return self._load_frontier(head)
+        return frontier
 
     def _load_frontier(self, head: Position) -> merkle.Frontier:
-        try:
-            return merkle.load_frontier(merkle.TreeSize(head), self.hashes)
-        except ValueError as error:
-            raise LogCorrupt(head, f"the hashes that lead to the head are damaged: {error}") from error
+        """The frontier at the head, each node checked against those it is made of.
+
+        Every later node is made of these, so a damaged one would be built in for ever. O(log² head) reads.
+        """
+        size = merkle.TreeSize(head)
+        for _, position in merkle.frontier_positions(size):
+            damaged = merkle.damaged_row(position, self.hashes)
+            if damaged is not None:
+                raise LogCorrupt(damaged, "a hash there is not that of the two below it")
+        return merkle.load_frontier(size, self.hashes)
+
+    def _stamp_of(self, frontier: merkle.Frontier) -> int:
+        """The stamp of the last event, 0 if there is none."""
+        return self.at(Position(frontier.size)) if frontier.size else 0
 
     def _open_connection(self) -> database.Connection:
         if self._outcome_unknown:
@@ -374,7 +549,7 @@ def _connect_reader(path: Path) -> database.Connection:
         raise NotALog(path, "there is no such file")
     try:
         connection = database.connect(path, access="read", synchronous="FULL")
-    except database.Error as error:
+    except database.READ_ERRORS as error:
         raise _open_error(error, path) from error
     try:
         if not schema.check_format(connection, path):
@@ -383,7 +558,7 @@ def _connect_reader(path: Path) -> database.Connection:
             )
     except BaseException as error:
         connection.close()
-        if isinstance(error, database.Error):
+        if isinstance(error, database.READ_ERRORS):
             raise _open_error(error, path) from error
         raise
     return connection
@@ -394,15 +569,17 @@ def _connect_writer(path: Path) -> database.Connection:
         raise NotALog(path, "it is not a file")
     try:
         connection = database.connect(path, access="create", synchronous="FULL")
-    except database.Error as error:
+    except database.READ_ERRORS as error:
         raise _open_error(error, path) from error
     try:
+        # An automatic checkpoint fails in silence: see EventLog._wrote.
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
         schema.create_or_upgrade(connection, path)
         # A crash before this line may lose the file, and nothing else: no event is in it yet.
         database.fsync_directory(path.parent)
     except BaseException as error:
         connection.close()
-        if isinstance(error, database.Error):
+        if isinstance(error, database.READ_ERRORS):
             raise _open_error(error, path) from error
         raise
     return connection
@@ -448,29 +625,57 @@ def _event(position: int, body: bytes) -> Event:
         event = load(body)
     except EventMalformed as error:
         raise LogCorrupt(position, error.reason) from error
+    except EnvelopeTooNew as error:
+        raise EnvelopeTooNew(position, error.found, error.supported) from error
     if event.position != position:
         raise LogCorrupt(position, f"the bytes there are those of position {event.position}")
     return event
+
+
+def _event_of_row(position: int, body: object, leaf: object) -> Event:
+    """The event of a stored row. Raises LogCorrupt where bytes, hash or position are not what was written."""
+    if type(body) is not bytes or merkle.leaf_hash(body) != leaf:
+        raise _wrong_leaf(position)
+    return _event(position, body)
 
 
 def _wrong_leaf(position: int) -> LogCorrupt:
     return LogCorrupt(position, "the bytes do not have the leaf hash stored beside them")
 
 
-def _read_error(error: database.Error, position: int | None) -> EventStoreError:
+def _wrong_index(position: int, column: str, indexed: object, said: object) -> LogCorrupt:
+    return LogCorrupt(position, f"it stands under {column} {indexed!r}, its bytes say {said!r}")
+
+
+def _check_in_stream(event: Event, stream: str, version: int) -> None:
+    if event.stream != stream:
+        raise _wrong_index(event.position, "stream", stream, event.stream)
+    if event.version != version:
+        raise _wrong_index(event.position, "version", version, event.version)
+
+
+def _integers(row: tuple[Any, ...]) -> tuple[int, ...]:
+    """A row of numbers. Raises LogCorrupt where one of them is none."""
+    for value in row:
+        if type(value) is not int:
+            raise LogCorrupt(None, f"a number is stored as {type(value).__name__}")
+    return row
+
+
+def _read_error(error: Exception, position: int | None) -> EventStoreError:
     if database.is_corrupt(error):
         return LogCorrupt(position, str(error))
     return LogUnreadable(str(error))
 
 
-def _write_error(error: database.Error | LogUnreadable) -> EventStoreError:
+def _write_error(error: Exception) -> EventStoreError:
     """What the caller of a write is told of an error before COMMIT."""
     if database.is_corrupt(error):
         return LogCorrupt(None, str(error))
     return AppendFailed(str(error), full=database.is_full(error))
 
 
-def _open_error(error: database.Error, path: Path) -> EventStoreError:
+def _open_error(error: Exception, path: Path) -> EventStoreError:
     if database.is_foreign(error):
         return NotALog(path, "it is not a SQLite database")
     if database.is_corrupt(error):
@@ -482,7 +687,7 @@ _HEAD = "SELECT coalesce(max(position), 0) FROM event"
 
 _BODY = "SELECT body, substr(hashes, 1, 32) FROM event WHERE position = :position"
 
-_HASHES = "SELECT hashes FROM event WHERE position = :position"
+_BODY_AND_HASHES = "SELECT body, hashes FROM event WHERE position = :position"
 
 _AT = "SELECT at FROM event WHERE position = :position"
 
@@ -521,18 +726,32 @@ ORDER BY position
 LIMIT :count
 """
 
-_STREAM_VERSION = "SELECT coalesce(max(version), 0) FROM event WHERE stream = :stream"
+_OF_STREAM = """
+SELECT
+    position,
+    body,
+    substr(hashes, 1, 32)
+FROM event
+WHERE stream = :stream
+    AND version BETWEEN :first AND :last
+ORDER BY version
+"""
+
+_LAST_OF_STREAM = """
+SELECT
+    position,
+    version
+FROM event
+WHERE stream = :stream
+ORDER BY version DESC
+LIMIT 1
+"""
+
+_POSITION_OF_VERSION = "SELECT position FROM event WHERE stream = :stream AND version = :version"
 
 _CLOSED = "SELECT at FROM closed"
 
 _CLOSE_TIME = "UPDATE closed SET at = :at WHERE at < :at"
-
-_BEFORE_APPEND = """
-SELECT
-    coalesce((SELECT max(position) FROM event), 0),
-    coalesce((SELECT at FROM event ORDER BY position DESC LIMIT 1), 0),
-    (SELECT at FROM closed)
-"""
 
 # Positional, as rows of a batch come as tuples.
 _INSERT = """

@@ -60,6 +60,11 @@ def node_of(hashes: bytes, level: int) -> bytes:
     return node
 
 
+def levels_of(position: Position) -> int:
+    """The number of complete subtrees that end at a position: of the hashes in its row."""
+    return (position & -position).bit_length()
+
+
 def extend(frontier: Frontier, leaves: Iterable[bytes]) -> tuple[Frontier, list[bytes]]:
     """The frontier after these leaves, and for each of them the hashes of its row, lowest level first.
 
@@ -86,12 +91,34 @@ def load_frontier(size: TreeSize, read: RowReader) -> Frontier:
 
     Raises ValueError where a row is too short.
     """
-    nodes = []
-    for level in reversed(range(size.bit_length())):
-        if size >> level & 1:
-            index = (size >> level) - 1
-            nodes.append(node_of(read(node_position(level, index)), level))
-    return Frontier(size, tuple(nodes))
+    return Frontier(
+        size, tuple(node_of(read(position), level) for level, position in frontier_positions(size))
+    )
+
+
+def frontier_positions(size: TreeSize) -> list[tuple[int, Position]]:
+    """The level of each node of a frontier and the position whose row holds it, largest subtree first."""
+    return [
+        (level, node_position(level, (size >> level) - 1))
+        for level in reversed(range(size.bit_length()))
+        if size >> level & 1
+    ]
+
+
+def damaged_row(position: Position, read: RowReader) -> Position | None:
+    """The row that is to blame where the nodes of a row are not made of those below them; None if they are.
+
+    Needs rows of the right length, whose leaves are known to be right. Reads one row for each node of this
+    one, and O(log² size) of them to find the one to blame, which is this one or one on its left.
+    Raises ValueError where a row is too short.
+    """
+    row = read(position)
+    for level in range(1, levels_of(position)):
+        left = Position(position - (1 << (level - 1)))
+        node = node_hash(node_of(read(left), level - 1), node_of(row, level - 1))
+        if node != node_of(row, level):
+            return damaged_row(left, read) or position
+    return None
 
 
 def root(frontier: Frontier) -> bytes:

@@ -387,7 +387,7 @@ def test_a_source_that_is_silent_holds_up_no_cancellation(site: Site, api: Api, 
 
 
 def test_cancel_races_with_the_end(place: Place, api: Api, folder: str) -> None:
-    """Whoever comes first: there is one end, and the image is there exactly if it was not the cancellation."""
+    """Whoever comes first: there is one end, and the image is there unless it was the cancellation."""
     ends, wait_s = set(), 0.0
     for _ in range(40):
         uri, held = place.site.hold(path(), disk(), sent_bytes=1)

@@ -156,6 +156,33 @@ def test_events_of_a_resource(log: EventLog, arguments: dict[str, int], position
     assert [said.position for said in log.events_of_resource("r2", **arguments)] == positions
 
 
+@pytest.mark.parametrize(
+    ("arguments", "positions"),
+    [
+        pytest.param({}, [2, 3, 5], id="all"),
+        pytest.param({"after": 1}, [2, 3, 5], id="after-another-stream"),
+        pytest.param({"after": 2}, [3, 5], id="after"),
+        pytest.param({"after": 4}, [5], id="after-between"),
+        pytest.param({"after": 5}, [], id="after-the-last"),
+        pytest.param({"until": 4}, [2, 3], id="until-between"),
+        pytest.param({"until": 3}, [2, 3], id="until"),
+        pytest.param({"until": 1}, [], id="until-before-the-first"),
+        pytest.param({"until": 100}, [2, 3, 5], id="until-beyond-the-head"),
+        pytest.param({"limit": 2}, [2, 3], id="limit"),
+        pytest.param({"limit": 0}, [], id="limit-zero"),
+        pytest.param({"after": 2, "until": 7, "limit": 1}, [3], id="page"),
+        pytest.param({"after": 3, "until": 2}, [], id="nothing-between"),
+    ],
+)
+def test_events_of_a_stream(log: EventLog, arguments: dict[str, int], positions: list[int]) -> None:
+    assert [said.position for said in log.events_of_stream("s", **arguments)] == positions
+
+
+def test_an_unknown_stream_has_no_events(log: EventLog) -> None:
+    assert log.events_of_stream("unknown") == []
+    assert log.events_of_stream("unknown", after=3, until=7, limit=1) == []
+
+
 def test_stream_versions(log: EventLog) -> None:
     assert [log.stream_version(stream) for stream in ("log", "s", "t", "unknown")] == [1, 3, 3, 0]
 

@@ -21,6 +21,7 @@ from eventstore.database import (
     is_empty,
     is_full,
     migrate,
+    restart_wal,
     transaction,
 )
 from eventstore.errors import OutcomeUnknown
@@ -138,6 +139,28 @@ def test_checkpoint_says_whether_a_reader_was_in_the_way(connection: database.Co
     reader.execute("COMMIT")
     assert checkpoint_truncate(connection)
     assert path.with_name(path.name + "-wal").stat().st_size == 0
+    reader.close()
+
+
+def test_a_restarted_write_ahead_log_holds_one_page_under_a_new_salt(
+    connection: database.Connection, path: Path
+) -> None:
+    wal = path.with_name(path.name + "-wal")
+    connection.execute("PRAGMA user_version = 7")
+    reader = connect(path, access="read", synchronous="FULL")
+    for _ in range(10):
+        connection.execute("INSERT INTO word VALUES ('a')")
+    before = wal.read_bytes()
+    assert restart_wal(connection)
+    after = wal.read_bytes()
+    assert len(after) == 32 + 24 + 4096
+    assert after[16:24] != before[16:24]
+    assert file_marks(connection) == (0, 7)
+    assert words(reader) == words(connection) == ["a"] * 10
+    reader.execute("BEGIN")
+    words(reader)
+    connection.execute("PRAGMA busy_timeout = 0")
+    assert not restart_wal(connection)
     reader.close()
 
 

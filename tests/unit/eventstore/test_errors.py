@@ -11,6 +11,8 @@ ALL = [
     pytest.param(errors.EventMalformed(7, "no"), ["7", "no"], id="malformed"),
     pytest.param(errors.EventMalformed(None, "no"), ["an event", "no"], id="malformed-anywhere"),
     pytest.param(errors.SchemaTooNew("T", 3, 2, 7), ["T", "3", "2", "7", "run the version"], id="schema"),
+    pytest.param(errors.EnvelopeTooNew(7, 3, 2), ["7", "v = 3", "v = 2", "run the version"], id="envelope"),
+    pytest.param(errors.EnvelopeTooNew(None, 3, 2), ["an event", "v = 3"], id="envelope-anywhere"),
     pytest.param(errors.HeadMoved(7, 8), ["7", "8", "decide again"], id="head"),
     pytest.param(errors.StampTooOld(5, 6, 7), ["5", "6", "7", "stamp the batch again"], id="stamp"),
     pytest.param(errors.NoSuchPosition(9, 8), ["9", "1 to 8"], id="position"),

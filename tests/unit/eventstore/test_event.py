@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventstore.errors import EventMalformed
+from eventstore.errors import EnvelopeTooNew, EventMalformed
 from eventstore.event import DEPTH_MAX, Event, Position, Version, decode, encode, load
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -59,7 +59,7 @@ def test_a_changed_byte_is_refused_or_is_another_canonical_event(event: Event, d
     body[index] ^= data.draw(st.integers(1, 255))
     try:
         changed = decode(bytes(body))
-    except EventMalformed:
+    except (EventMalformed, EnvelopeTooNew):
         return
     assert encode(changed) == body
     assert changed != event
@@ -67,7 +67,7 @@ def test_a_changed_byte_is_refused_or_is_another_canonical_event(event: Event, d
 
 @given(st.binary(max_size=200))
 def test_decode_raises_nothing_but_malformed(body: bytes) -> None:
-    with pytest.raises(EventMalformed):
+    with pytest.raises((EventMalformed, EnvelopeTooNew)):
         decode(body)
 
 
@@ -200,7 +200,8 @@ def repeated_key(fields: dict[str, Any]) -> bytes:
         long_map,
         repeated_key,
         pytest.param(lambda fields: msgpack.packb(fields) + b"\xc0", id="trailing"),
-        pytest.param(lambda fields: msgpack.packb(fields | {"v": 2}), id="unknown-v"),
+        pytest.param(lambda fields: msgpack.packb(fields | {"v": 0}), id="v-zero"),
+        pytest.param(lambda fields: msgpack.packb(fields | {"v": "2"}), id="v-text"),
         pytest.param(lambda fields: msgpack.packb(fields | {"v": True}), id="v-bool"),
         pytest.param(lambda fields: msgpack.packb(fields | {"v": 1.0}), id="v-float"),
         pytest.param(lambda fields: msgpack.packb(fields | {"extra": 1}), id="unknown-key"),
@@ -242,9 +243,24 @@ def test_decode_names_the_missing_key_and_the_position(make_event: Callable[...,
     assert refused.value.position == (None if key == "position" else 3)
 
 
-def test_load_refuses_an_unknown_version_with_the_position(make_event: Callable[..., Event]) -> None:
+@pytest.mark.parametrize("read", [load, decode])
+def test_an_envelope_of_newer_software_is_told_apart(
+    make_event: Callable[..., Event], read: Callable[[bytes], Event]
+) -> None:
+    with pytest.raises(EnvelopeTooNew) as refused:
+        read(msgpack.packb(envelope(make_event(3)) | {"v": 2}))
+    assert refused.value.args == (3, 2, 1)
+    with pytest.raises(EnvelopeTooNew) as refused:
+        read(msgpack.packb({"v": 7, "another": "layout"}))
+    assert refused.value.args == (None, 7, 1)
+
+
+@pytest.mark.parametrize("v", [0, -1, True, 1.0, "1", b"1", [1]])
+def test_load_refuses_an_unknown_version_with_the_position(
+    make_event: Callable[..., Event], v: object
+) -> None:
     with pytest.raises(EventMalformed) as refused:
-        load(msgpack.packb(envelope(make_event(3)) | {"v": 2}))
+        load(msgpack.packb(envelope(make_event(3)) | {"v": v}))
     assert refused.value.position == 3
 
 

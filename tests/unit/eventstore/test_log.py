@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import signal
@@ -15,17 +16,20 @@ import pytest
 
 import eventstore
 from eventstore import database, merkle
+from eventstore import log as log_module
 from eventstore.errors import (
     AppendFailed,
+    EnvelopeTooNew,
     FormatTooNew,
     HeadMoved,
     LogCorrupt,
     LogUnreadable,
     NotALog,
     OutcomeUnknown,
+    StampTooOld,
 )
 from eventstore.event import Event, Position
-from eventstore.log import EventLog, LogReader
+from eventstore.log import CHECKPOINT_FRAMES, PAGE_BYTES, EventLog, LogReader
 from eventstore.schema import APPLICATION_ID, DISK_FORMAT
 
 ROOT = Path(eventstore.__file__).parents[1]
@@ -137,23 +141,138 @@ def test_a_changed_row_is_named_by_its_position(log_of_ten: EventLog, path: Path
     assert [event.position for event in log_of_ten.events(until=4)] == [1, 2, 3, 4]
 
 
-def test_canonical_bytes_of_an_unknown_kind_are_named(log: EventLog, path: Path) -> None:
+def test_an_event_of_newer_software_is_named(log: EventLog, path: Path) -> None:
     body = b"\x81\xa1v\x02"
     row = (2, "s", 1, "T", 20, None, None, body, merkle.leaf_hash(body))
     with raw(path) as connection:
         connection.execute(f"INSERT INTO event ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-    with pytest.raises(LogCorrupt, match="v = 2") as found:
-        list(log.events())
-    assert found.value.position == 2
+    for read in (lambda: list(log.events()), lambda: log.event(Position(2)), lambda: log.at(Position(2))):
+        with pytest.raises(EnvelopeTooNew, match="v = 2") as found:
+            read()
+        assert found.value.position == 2
 
 
-def test_damaged_hashes_on_the_way_to_the_head_are_found_at_open(log_of_ten: EventLog, path: Path) -> None:
+@pytest.mark.parametrize(
+    ("position", "damage"),
+    [
+        pytest.param(8, lambda row: row[:64], id="short"),
+        pytest.param(8, lambda row: row + bytes(32), id="long"),
+        pytest.param(8, lambda row: bytes(32) + row[32:], id="leaf"),
+        pytest.param(8, lambda row: row[:96] + bytes(32), id="top"),
+        pytest.param(8, lambda row: row[:32] + bytes(96), id="all-but-the-leaf"),
+        pytest.param(8, lambda row: row[:40] + bytes([row[40] ^ 1]) + row[41:], id="one-bit"),
+        pytest.param(4, lambda row: row[:64] + bytes(32), id="on-the-left"),
+        pytest.param(6, lambda row: row[:32] + bytes(32), id="on-the-left-of-the-middle"),
+        pytest.param(10, lambda row: row[:32] + bytes(32), id="head"),
+        pytest.param(9, lambda row: bytes(32), id="leaf-on-the-left"),
+    ],
+)
+def test_damaged_hashes_on_the_way_to_the_head_are_found_at_open(
+    log_of_ten: EventLog, path: Path, position: int, damage: Callable[[bytes], bytes]
+) -> None:
+    row = log_of_ten.hashes(Position(position))
     log_of_ten.close()
     with raw(path) as connection:
         connection.executescript(UNLOCK)
-        connection.execute("UPDATE event SET hashes = substr(hashes, 1, 64) WHERE position = 8")
-    with pytest.raises(LogCorrupt):
+        connection.execute("UPDATE event SET hashes = ? WHERE position = ?", (damage(row), position))
+    with pytest.raises(LogCorrupt) as found:
         EventLog.open(path)
+    assert found.value.position == position
+
+
+@pytest.mark.parametrize(
+    ("read", "position", "statement"),
+    [
+        pytest.param(
+            lambda log: log.position_at(105),
+            9,
+            "UPDATE event SET at = 1 << 61 WHERE position = 9",
+            id="stamp-later",
+        ),
+        pytest.param(
+            lambda log: log.position_at(55),
+            6,
+            "UPDATE event SET at = 1 WHERE position = 6",
+            id="stamp-earlier",
+        ),
+        pytest.param(
+            lambda log: log.events_of_operation("op3"),
+            7,
+            "UPDATE event SET operation_id = 'op3' WHERE position = 7",
+            id="operation",
+        ),
+        pytest.param(
+            lambda log: log.events_of_resource("r0"),
+            7,
+            "UPDATE event SET resource_id = 'r0' WHERE position = 7",
+            id="resource",
+        ),
+        pytest.param(
+            lambda log: log.stream_version("t"),
+            7,
+            "UPDATE event SET stream = 't' WHERE position = 7",
+            id="stream",
+        ),
+        pytest.param(
+            lambda log: log.stream_version("s"),
+            10,
+            "UPDATE event SET version = 99 WHERE position = 10",
+            id="version",
+        ),
+        pytest.param(
+            lambda log: log.events_of_stream("s"),
+            8,  # The first after the gap.
+            "UPDATE event SET stream = 't' WHERE position = 7",
+            id="missing-in-its-stream",
+        ),
+        pytest.param(
+            lambda log: log.hashes(Position(4)),
+            4,
+            "UPDATE event SET hashes = substr(hashes, 1, 32) WHERE position = 4",
+            id="hashes-short",
+        ),
+    ],
+)
+def test_an_index_is_not_believed(
+    log_of_ten: EventLog,
+    path: Path,
+    read: Callable[[EventLog], object],
+    position: int | None,
+    statement: str,
+) -> None:
+    read(log_of_ten)
+    with raw(path) as connection:
+        connection.executescript(UNLOCK)
+        connection.execute(statement)
+    with pytest.raises(LogCorrupt) as found:
+        read(log_of_ten)
+    assert found.value.position == position
+
+
+@pytest.mark.parametrize("until", [5, 6, 7, 8, None])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 1000])
+def test_a_gap_below_the_end_is_found(
+    log_of_ten: EventLog, path: Path, until: int | None, chunk: int
+) -> None:
+    with raw(path) as connection:
+        connection.executescript(UNLOCK)
+        connection.execute("DELETE FROM event WHERE position IN (5, 6, 7)")
+    with pytest.raises(LogCorrupt) as found:
+        list(log_of_ten.events(until=until, chunk=chunk))
+    assert found.value.position == 5
+
+
+def test_the_stamp_of_an_event_is_that_of_its_bytes(
+    log_of_ten: EventLog, make_event: MakeEvent, path: Path
+) -> None:
+    log_of_ten.close()
+    with raw(path) as connection:
+        connection.executescript(UNLOCK)
+        connection.execute("UPDATE event SET at = 1 WHERE position = 10")
+    with EventLog.open(path) as log:
+        assert log.at(Position(10)) == 100
+        with pytest.raises(StampTooOld):
+            log.append([make_event(11, at=50)], expected_head=Position(10))
 
 
 def test_a_flipped_bit_in_the_file_is_never_served(log_of_ten: EventLog, path: Path) -> None:
@@ -252,6 +371,102 @@ def test_a_clean_close_leaves_everything_in_one_file(
 
 def test_an_append_is_fsynced(log: EventLog) -> None:
     assert log._open_connection().execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+@pytest.fixture
+def checkpoints(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int] | Exception]:
+    """Makes every commit end in a checkpoint, and collects their results."""
+    results: list[tuple[int, int] | Exception] = []
+    checkpoint = database.checkpoint_passive
+
+    def collect(connection: database.Connection) -> tuple[int, int]:
+        results.append(checkpoint(connection))
+        return checkpoint(connection)
+
+    monkeypatch.setattr(log_module, "CHECKPOINT_FRAMES", 1)
+    monkeypatch.setattr(database, "checkpoint_passive", collect)
+    return results
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_checkpoints_are_made_by_the_writer_alone(log_of_ten: EventLog) -> None:
+    assert log_of_ten._open_connection().execute("PRAGMA wal_autocheckpoint").fetchone() == (0,)
+
+
+def test_the_write_ahead_log_stays_small(log: EventLog, make_event: MakeEvent, path: Path) -> None:
+    wal = path.with_name(path.name + "-wal")
+    for position in range(2, 1500):
+        log.append([make_event(position)], expected_head=Position(position - 1))
+    assert wal.stat().st_size < 2 * CHECKPOINT_FRAMES * PAGE_BYTES
+    for position in range(1500, 1560):
+        log.append([big(make_event, position)], expected_head=Position(position - 1))
+    assert wal.stat().st_size < 2 * CHECKPOINT_FRAMES * PAGE_BYTES
+
+
+def test_a_failed_checkpoint_is_told_once_and_fails_no_append(
+    log_of_ten: EventLog,
+    make_event: MakeEvent,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    checkpoints: list[object],
+) -> None:
+    def fail(connection: database.Connection) -> tuple[int, int]:
+        raise database.OperationalError("disk I/O error")
+
+    position = 10
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(database, "checkpoint_passive", fail)
+            for _ in range(3):
+                position += 1
+                log_of_ten.append([make_event(position)], expected_head=Position(position - 1))
+        assert len(warnings_of(caplog)) == 1
+        caplog.clear()
+        position += 1
+        log_of_ten.append([make_event(position)], expected_head=Position(position - 1))
+    assert log_of_ten.head() == position
+    assert warnings_of(caplog) == []
+
+
+def test_a_reader_that_stays_is_told_of_when_it_costs_room(
+    log_of_ten: EventLog,
+    make_event: MakeEvent,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    checkpoints: list[tuple[int, int]],
+) -> None:
+    log_of_ten.append([make_event(11)], expected_head=Position(10))
+    with raw(path) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM event").fetchone()
+        for position in range(12, 16):
+            log_of_ten.append([make_event(position)], expected_head=Position(position - 1))
+        assert warnings_of(caplog) == []
+        frames, moved = checkpoints[-1]
+        assert moved < frames
+        monkeypatch.setattr(log_module, "FRAMES_LEFT_MAX", frames)
+        for position in range(16, 20):
+            log_of_ten.append([make_event(position)], expected_head=Position(position - 1))
+        assert len(warnings_of(caplog)) == 1
+
+
+def test_reopening_waits_for_a_reader(log_of_ten: EventLog, make_event: MakeEvent, path: Path) -> None:
+    with raw(path) as reader, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "BUSY_TIMEOUT_MS", 10)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM event").fetchone()
+        with pytest.raises(OutcomeUnknown, match="emptied"):
+            log_of_ten.reopen()
+        with pytest.raises(OutcomeUnknown):
+            log_of_ten.head()
+        reader.execute("COMMIT")
+        log_of_ten.reopen()
+    log_of_ten.append([make_event(11)], expected_head=Position(10))
+    assert_sound(path, head=11)
 
 
 def big(make_event: MakeEvent, position: int) -> Event:

@@ -10,6 +10,7 @@ from eventstore.event import Position
 from eventstore.merkle import (
     EMPTY,
     TreeSize,
+    damaged_row,
     extend,
     leaf_hash,
     leaf_index,
@@ -93,6 +94,31 @@ def test_a_row_holds_every_complete_subtree_that_ends_there() -> None:
 def test_a_short_row_is_refused() -> None:
     with pytest.raises(ValueError, match="level 1"):
         load_frontier(TreeSize(2), lambda _: bytes(32))
+
+
+@pytest.mark.parametrize("position", range(1, 101))
+def test_a_right_row_is_checked_with_one_read_for_each_node(position: int) -> None:
+    rows = rows_of(100)
+    reads: list[int] = []
+
+    def read(position: Position) -> bytes:
+        reads.append(position)
+        return rows[leaf_index(position)]
+
+    assert damaged_row(Position(position), read) is None
+    assert len(reads) == (position & -position).bit_length()
+
+
+@pytest.mark.parametrize(
+    ("damaged", "level"),
+    [(64, 6), (64, 1), (64, 4), (32, 5), (48, 4), (56, 3), (62, 1)],
+)
+def test_the_damaged_row_is_the_one_named(damaged: int, level: int) -> None:
+    rows = rows_of(100)
+    row = bytearray(rows[damaged - 1])
+    row[32 * level + 7] ^= 1
+    rows[damaged - 1] = bytes(row)
+    assert damaged_row(Position(64), lambda position: rows[leaf_index(position)]) == damaged
 
 
 @given(st.lists(st.integers(0, 20), max_size=12))
