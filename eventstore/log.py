@@ -349,7 +349,9 @@ class EventLog(LogReader):
         """
         connection = _connect_writer(path)
         try:
-            return cls(path, connection)
+            log = cls(path, connection)
+            log._settle()
+            return log
         except BaseException:
             connection.close()
             raise
@@ -374,6 +376,20 @@ class EventLog(LogReader):
         except BaseException:
             self._outcome_unknown = True
             raise
+
+    def _settle(self) -> None:
+        """Makes durable what a process left that was killed: it may have been killed after a failed fsync.
+
+        Recovery takes such a commit for one that succeeded, and readers would be told of it. A reader in the
+        way leaves it to the next append's fsync, which is enough unless the disk had failed.
+        """
+        try:
+            frames, _ = database.checkpoint_passive(self._open_connection())
+        except database.READ_ERRORS as error:
+            self._checkpoint_failed(str(error))
+            return
+        if frames > 0 and not database.restart_wal(self._open_connection()):
+            _log.warning("the write-ahead log of an earlier process stays", extra={"path": str(self.path)})
 
     def close(self) -> None:
         """Ends the use of this object, and empties the write-ahead log: then log.db alone is a whole copy."""

@@ -7,6 +7,7 @@ import heapq
 import logging
 import time
 from collections.abc import Collection
+from contextlib import suppress
 
 from projections.queries import Queries
 from server.blobs import BlobError, BlobStore
@@ -31,12 +32,15 @@ class Reaper:
         self._last_due: dict[str, float] = {}
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
 
     def start(self) -> None:
         """Look at everything that is there once the grace time has passed: a crash may have left orphans."""
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
+        # Also said so, because a question that is answered in the same moment loses the cancellation.
+        self._stopping = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -55,7 +59,7 @@ class Reaper:
             self.freed(await asyncio.get_running_loop().run_in_executor(None, self._sweep))
         except BlobError as error:
             _log.error("the blob store could not be swept", extra={"reason": str(error)})
-        while True:
+        while not self._stopping:
             await self._until_due()
             due, sha256 = heapq.heappop(self._due)
             if self._last_due.get(sha256) == due:
@@ -71,10 +75,9 @@ class Reaper:
         while not self._due or self._due[0][0] > time.monotonic():
             self._changed.clear()
             wait_s = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
-            try:
-                await asyncio.wait_for(self._changed.wait(), wait_s)
-            except TimeoutError:
-                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._changed.wait()
 
     async def _remove(self, sha256: str) -> None:
         def remove(queries: Queries) -> bool:

@@ -604,6 +604,21 @@ def test_what_was_acknowledged_survives_kill_9(path: Path) -> None:
         assert_sound(path, head=head)
 
 
+def test_what_a_killed_process_left_is_moved_into_the_database(path: Path, tmp_path: Path) -> None:
+    with process(APPEND_FOR_EVER, path) as child:
+        assert child.stdout is not None
+        for _ in range(3):
+            child.stdout.readline()
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    with EventLog.open(path) as log:
+        copy = tmp_path / "copy" / "log.db"
+        copy.parent.mkdir()
+        # In a process of its own: closing the copy's descriptor here would drop the locks of the log.
+        subprocess.run(["cp", str(path), str(copy)], check=True)
+        assert_sound(copy, head=log.head())
+
+
 READ_FOR_EVER = """
 import sys
 from pathlib import Path
