@@ -17,7 +17,7 @@ import msgpack
 
 from eventstore.database import Connection
 from eventstore.event import Event
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 from eventstore.upcast import Upcasters, upcast
 
 from .domain.command import Image, Operation, Source

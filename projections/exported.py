@@ -19,7 +19,7 @@ import msgpack
 
 from eventstore.database import Connection
 from eventstore.event import Event, Value, canonical
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 from eventstore.upcast import upcast
 
 from .domain.command import Image, Operation

@@ -9,7 +9,7 @@ from eventstore import database
 from eventstore.database import Connection
 from eventstore.errors import SchemaTooNew
 from eventstore.event import Event, Position
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 from eventstore.upcast import Upcasters, upcast
 
 from .domain.command import Image, Operation, Source

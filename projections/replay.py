@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from eventstore.event import Event
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 from eventstore.upcast import upcast
 
 from .domain.evolve import Change, MemoryState

@@ -13,7 +13,7 @@ from sqlite_utils import Database
 
 from eventstore import database
 from eventstore.errors import EventStoreError
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 
 from .bulk import build_rows, fill_listing
 from .digest import digest

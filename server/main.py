@@ -14,7 +14,7 @@ from pathlib import Path
 
 import grpc
 
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 from projections.projector import Projector
 from projections.queries import Queries
 from projections.store import check, open_projector, open_queries

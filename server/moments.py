@@ -9,7 +9,7 @@ from collections.abc import Callable
 from grpc import StatusCode
 
 from eventstore.event import Position
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 from projections.moments import AtPosition, TimeBeyondLogs, format_time, parse_moment
 from projections.queries import Queries
 from server.call import Call

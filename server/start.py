@@ -23,7 +23,8 @@ import grpc
 from eventstore import database, schema
 from eventstore.errors import AppendFailed, NotALog, OutcomeUnknown
 from eventstore.lock import DirectoryLock
-from eventstore.log import EventLog, LogReader, new_log_id
+from eventstore.log import EventLog, new_log_id
+from eventstore.reader import LogReader
 from projections.moments import format_time
 from projections.store import ProjectionFiles, open_live
 from server.blobs import BlobStore, BlobStoreFailed

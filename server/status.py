@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf.message import Message
 from grpc import StatusCode
 
-from eventstore.errors import AppendFailed, LogCorrupt, LogUnreadable, OutcomeUnknown
+from eventstore.errors import AppendFailed, EnvelopeTooNew, LogCorrupt, LogUnreadable, OutcomeUnknown
 from projections.domain.refusals import (
     ImageBusy,
     KeyReused,
@@ -129,6 +129,7 @@ TABLE: dict[type[Exception], Callable[[Any], Refusal]] = {
     BlobStoreFailed: lambda e: Refusal(StatusCode.UNAVAILABLE, str(e), "BLOB_STORE_UNAVAILABLE"),
     RowDamaged: lambda e: Refusal(StatusCode.DATA_LOSS, str(e), "ROW_DAMAGED"),
     LogCorrupt: lambda e: Refusal(StatusCode.DATA_LOSS, str(e), "LOG_CORRUPT"),
+    EnvelopeTooNew: lambda e: Refusal(StatusCode.FAILED_PRECONDITION, str(e), "LOG_TOO_NEW"),
     LogUnreadable: lambda e: Refusal(StatusCode.UNAVAILABLE, "The log cannot be read", "LOG_UNAVAILABLE"),
     OutcomeUnknown: lambda e: Refusal(StatusCode.UNAVAILABLE, "The log is being reopened", "LOG_REOPENING"),
     AppendFailed: _append_failed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from eventstore import database
 from eventstore.errors import (
     AppendFailed,
+    EnvelopeTooNew,
     EventStoreError,
     FormatTooNew,
     LogCorrupt,
@@ -40,6 +41,7 @@ CODES: dict[type[Exception], str] = {
     BlobStoreFull: "RESOURCE_EXHAUSTED",
     DiskLow: "RESOURCE_EXHAUSTED",
     ConfigInvalid: "INVALID_ARGUMENT",
+    EnvelopeTooNew: "FAILED_PRECONDITION",
     EventUnknown: "FAILED_PRECONDITION",
     FormatTooNew: "FAILED_PRECONDITION",
     LogCorrupt: "DATA_LOSS",

@@ -15,7 +15,7 @@ import click
 
 from eventstore import database
 from eventstore.event import Position
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 from projections.domain.command import folder_stream
 from projections.exported import Rows, in_text, rows_of_log, rows_of_projection, state_digest
 from projections.moments import AtHead, Moment, format_time

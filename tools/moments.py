@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from eventstore.event import Position
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 from projections.moments import AtHead, AtPosition, Moment, MomentInvalid, format_time, parse_moment
 from server.moments import SETTLE_NS
 from tools.errors import CommandFailed

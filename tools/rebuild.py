@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from eventstore.lock import DirectoryLock
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 from projections.moments import format_time
 from projections.store import ProjectionFiles, Rebuilt
 from projections.store import rebuild as rebuild_projection

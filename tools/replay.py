@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 from projections.changes import changes, image_json
 from projections.domain.command import Image
 from projections.moments import AtHead, Moment, format_seconds

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from eventstore.event import Position
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 from projections.moments import format_time
 from projections.store import ProjectionFiles, ProjectionRefused, check
 from server.gen.imageledger.v1 import status_service_pb2 as pb

@@ -7,7 +7,7 @@ import shutil
 from concurrent.futures import Executor
 from importlib.metadata import version
 
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 from projections.queries import Queries
 from server.blobs import BlobStore
 from server.call import Call

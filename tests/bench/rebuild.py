@@ -10,7 +10,7 @@ import msgpack
 from sqlite_utils import Database
 
 from eventstore import database
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 from projections.schema import create_indexes, migrations
 from projections.store import ProjectionFiles, build
 from server.encode import image_frame

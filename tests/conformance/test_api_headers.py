@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from eventstore.event import Position
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 from server.gen.yandex.cloud.compute.v1 import image_service_pb2
 from server.gen.yandex.cloud.operation import operation_pb2, operation_service_pb2
 from tests.conformance.api import IMAGES, OPERATIONS, Api, Metadata, refused

@@ -15,7 +15,7 @@ import grpc
 import pytest
 
 from eventstore.event import Event
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 from server.gen.google.rpc import error_details_pb2
 from server.gen.imageledger.v1 import status_service_pb2
 from server.gen.yandex.cloud.compute.v1 import image_pb2, image_service_pb2

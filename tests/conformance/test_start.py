@@ -29,7 +29,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from eventstore.event import Event, Position, Version
-from eventstore.log import EventLog, LogReader
+from eventstore.log import EventLog
+from eventstore.reader import LogReader
 from tests.conformance.api import Api, Code, refused
 from tests.harness import Server, serving
 from tools import cli

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from eventstore.log import EventLog, LogReader
+from eventstore.log import EventLog
+from eventstore.reader import LogReader
 
 
 class SqliteEngine:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from eventstore.event import Event
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 from server.gen.imageledger.v1 import status_service_pb2
 from server.gen.yandex.cloud.compute.v1 import image_pb2
 from server.gen.yandex.cloud.operation import operation_pb2

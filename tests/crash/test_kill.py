@@ -19,7 +19,7 @@ import grpc
 
 from eventstore import merkle
 from eventstore.event import Event
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 from projections.store import ProjectionFiles, open_queries
 from server.encode import image_frame, operation_bytes
 from server.gen.yandex.cloud.compute.v1 import image_pb2

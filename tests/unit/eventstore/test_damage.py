@@ -10,7 +10,8 @@ import pytest
 
 from eventstore.errors import EventStoreError
 from eventstore.event import Position
-from eventstore.log import EventLog, LogReader
+from eventstore.log import EventLog
+from eventstore.reader import LogReader
 
 FLIPS = 150
 

@@ -12,7 +12,8 @@ import pytest
 
 import eventstore
 from eventstore.event import Position
-from eventstore.log import EventLog, LogReader
+from eventstore.log import EventLog
+from eventstore.reader import LogReader
 
 ROOT = Path(eventstore.__file__).parents[1]
 SOURCE = Path(__file__).with_name("failing_disk.c")

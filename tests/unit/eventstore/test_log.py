@@ -29,7 +29,8 @@ from eventstore.errors import (
     StampTooOld,
 )
 from eventstore.event import Event, Position
-from eventstore.log import CHECKPOINT_FRAMES, PAGE_BYTES, EventLog, LogReader
+from eventstore.log import CHECKPOINT_FRAMES, PAGE_BYTES, EventLog
+from eventstore.reader import LogReader
 from eventstore.schema import APPLICATION_ID, DISK_FORMAT
 
 ROOT = Path(eventstore.__file__).parents[1]

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 from projections.changes import IMAGE_FIELDS, SOURCE_FIELDS, Change, changes, image_json, source_json
 from projections.domain.command import Image, Source
 from projections.domain.image import evolve_image

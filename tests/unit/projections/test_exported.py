@@ -11,7 +11,7 @@ import msgpack
 import pytest
 
 from eventstore import database
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 from projections import exported
 from projections.domain.refusals import NotFound
 from projections.exported import (

@@ -20,7 +20,7 @@ from google.protobuf import json_format
 from eventstore import database
 from eventstore.event import Position
 from eventstore.lock import DirectoryLock
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 from projections.exported import rows_of_log, state_digest
 from projections.moments import AtTime, format_time
 from projections.store import ProjectionFiles, digest_of, open_live
