@@ -11,7 +11,7 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 import msgpack
 
@@ -26,21 +26,27 @@ from .domain.image import evolve_image
 from .domain.operation import evolve_operation
 from .domain.source import evolve_source
 from .domain.upcasters import UPCASTERS
+from .encoding import Encode
 from .rows import (
     APPLIED_UPDATE,
     BLOB_USE_INSERT,
     FAMILY_INSERT,
+    FOLDER_WRITE,
     IMAGE_INSERT,
     LIFE_INSERT,
     LISTING_WRITE,
     OPERATION_INSERT,
     SOURCE_INSERT,
-    Encode,
-    crc,
+    Row,
+    applied_row,
+    blob_use_row,
+    folder_row,
     image_row,
     operation_row,
+    sealed,
     source_row,
     tag,
+    wire_crc,
 )
 
 ROWS_MAX = 20_000  # Rows held before they are written: a few tens of megabytes.
@@ -48,16 +54,16 @@ PROGRESS_EVENTS = 10_000
 
 IN_ORDER = "SELECT folder_id, id, wire FROM image WHERE until IS NULL ORDER BY folder_id, id"
 
-Row = tuple[Any, ...]
 TABLES = (
     IMAGE_INSERT,
     LIFE_INSERT,
+    FOLDER_WRITE,
     FAMILY_INSERT,
     OPERATION_INSERT,
     SOURCE_INSERT,
     BLOB_USE_INSERT,
 )
-STATE = 8  # Where image_row has the packed state.
+STATE = -1  # Where image_row has the packed state.
 
 
 class BulkProjector:
@@ -72,6 +78,7 @@ class BulkProjector:
         self._running: dict[str, Operation] = {}
         self._answers: dict[tuple[str, str], Row] = {}
         self._ready: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
+        self._changed: dict[str, int] = {}
         self._out: dict[str, list[Row]] = {sql: [] for sql in TABLES}
         self._held = 0
 
@@ -89,25 +96,27 @@ class BulkProjector:
         if self._held >= ROWS_MAX:
             self._write()
 
-    def finish(self, *, last: Event, leaf: bytes) -> None:
-        """Write every row that is current at the end, and how far the projection has come."""
+    def finish(self) -> None:
+        """Write every row that is current at the end."""
         for row in self._images.values():
             image = cast("Image", msgpack.unpackb(row[STATE]))
             wire = self._encode(image)
-            self._add(IMAGE_INSERT, (*row, None, wire, crc(wire, row[0])))
-            self._add(LIFE_INSERT, (image["folder_id"], image["id"], image["born"], None))
+            crc = wire_crc(wire, since=row[0], image_id=image["id"])
+            self._add(IMAGE_INSERT, (*sealed(row), wire, crc))
+            self._add(LIFE_INSERT, sealed((image["folder_id"], image["id"], image["born"])))
             self._use(image)
             if self._held >= ROWS_MAX:
                 self._write()
+        for folder_id, position in self._changed.items():
+            self._add(FOLDER_WRITE, folder_row(folder_id, position))
         for operation in self._running.values():
-            self._add(OPERATION_INSERT, (*operation_row(operation, operation["last"]), None))
+            self._add(OPERATION_INSERT, sealed(operation_row(operation, operation["last"])))
         for row, source in self._sources.values():
-            self._add(SOURCE_INSERT, (*row, None))
+            self._add(SOURCE_INSERT, sealed(row))
             self._use(source)
         for answer in self._answers.values():
-            self._add(FAMILY_INSERT, (*answer, None))
+            self._add(FAMILY_INSERT, sealed(answer))
         self._write()
-        self._connection.execute(APPLIED_UPDATE, (last.position, leaf, last.at))
 
     def _apply_image(self, event: Event) -> None:
         image_id = event.resource_id or ""
@@ -115,7 +124,7 @@ class BulkProjector:
         before = None if row is None else cast("Image", msgpack.unpackb(row[STATE]))
         after = evolve_image(before, event)
         if row is not None:
-            self._add(IMAGE_INSERT, (*row, event.position, None, None))
+            self._add(IMAGE_INSERT, (*sealed(row, until=event.position), None, None))
         if after is None:
             del self._images[image_id]
         else:
@@ -123,8 +132,10 @@ class BulkProjector:
         there = after or before
         if there is None:
             raise AssertionError(f"position {event.position}: an image event without an image")
+        self._changed[there["folder_id"]] = event.position
         if after is None:
-            self._add(LIFE_INSERT, (there["folder_id"], image_id, there["born"], event.position))
+            life = (there["folder_id"], image_id, there["born"])
+            self._add(LIFE_INSERT, sealed(life, until=event.position))
         if there["family"]:
             was_ready = before is not None and before["status"] == "READY"
             is_ready = after is not None and after["status"] == "READY"
@@ -139,11 +150,13 @@ class BulkProjector:
         else:
             del ready[bisect_left(ready, entry)]
         latest = ready[-1][1] if ready else None
+        if not ready:
+            del self._ready[family]
         answer = self._answers.get(family)
         if answer is not None:
             if answer[3] == latest:
                 return
-            self._add(FAMILY_INSERT, (*answer, position))
+            self._add(FAMILY_INSERT, sealed(answer, until=position))
             del self._answers[family]
         if latest is not None:
             self._answers[family] = (*family, position, latest)
@@ -153,7 +166,7 @@ class BulkProjector:
         row, before = self._sources.pop(source_id, (None, None))
         after = evolve_source(before, event)
         if row is not None:
-            self._add(SOURCE_INSERT, (*row, event.position))
+            self._add(SOURCE_INSERT, sealed(row, until=event.position))
         if after is not None:
             self._sources[source_id] = (source_row(after, event.position), after)
 
@@ -161,15 +174,16 @@ class BulkProjector:
         before = self._running.pop(operation_id, None)
         after = evolve_operation(before, event)
         if before is not None:
-            self._add(OPERATION_INSERT, (*operation_row(before, before["last"]), event.position))
+            row = operation_row(before, before["last"])
+            self._add(OPERATION_INSERT, sealed(row, until=event.position))
         if after["done"]:
-            self._add(OPERATION_INSERT, (*operation_row(after, event.position), None))
+            self._add(OPERATION_INSERT, sealed(operation_row(after, event.position)))
         else:
             self._running[operation_id] = after
 
     def _use(self, resource: Image | Source) -> None:
         if resource["blob"]:
-            self._add(BLOB_USE_INSERT, (resource["blob"]["sha256"], resource["id"]))
+            self._add(BLOB_USE_INSERT, blob_use_row(resource["blob"]["sha256"], resource["id"]))
 
     def _add(self, sql: str, row: Row) -> None:
         self._out[sql].append(row)
@@ -189,6 +203,7 @@ def build_rows(
     log: LogReader,
     *,
     encode: Encode,
+    encoding: bytes,
     on_progress: Callable[[int], None] = lambda position: None,
 ) -> None:
     """Every row that the log's events make, in tables without indexes. Raises EventUnknown, LogCorrupt."""
@@ -201,7 +216,12 @@ def build_rows(
             if event.position % PROGRESS_EVENTS == 0:
                 on_progress(event.position)
         if last is not None:
-            projector.finish(last=last, leaf=log.leaf(last.position))
+            projector.finish()
+            leaf = log.leaf(last.position)
+            row = applied_row(
+                log_id=log.log_id, position=last.position, leaf=leaf, at=last.at, encoding=encoding
+            )
+            connection.execute(APPLIED_UPDATE, row)
             on_progress(last.position)
 
 
@@ -210,7 +230,11 @@ def fill_listing(connection: Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     rows = connection.execute(IN_ORDER)
     connection.executemany(
-        LISTING_WRITE, ((folder, image_id, wire, tag(wire)) for folder, image_id, wire in rows)
+        LISTING_WRITE,
+        (
+            (folder_id, image_id, wire, tag(wire, folder_id=folder_id, image_id=image_id))
+            for folder_id, image_id, wire in rows
+        ),
     )
     connection.execute("COMMIT")
 

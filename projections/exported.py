@@ -22,38 +22,22 @@ from eventstore.event import Event, Value, canonical
 from eventstore.reader import LogReader
 from eventstore.upcast import upcast
 
+from .changes import IMAGE_FIELDS
 from .domain.command import Image, Operation
 from .domain.evolve import IMAGE_EVENTS, Change, MemoryState
 from .domain.operation import DESCRIPTIONS, IMAGE_SERVICE
 from .domain.upcasters import UPCASTERS
 from .moments import NANOSECONDS, format_time
-from .rows import RowDamaged, unpack
+from .rows import FAMILY, IMAGE, OPERATION, RowDamaged, check, of, unpack
 
 Row: TypeAlias = dict[str, Value]
 
-IMAGE_COLUMNS = (
-    "id",
-    "folder_id",
-    "created_at",
-    "name",
-    "description",
-    "labels",
-    "family",
-    "storage_size",
-    "min_disk_size",
-    "product_ids",
-    "status",
-    "os",
-    "pooled",
-    "hardware_generation",
-    "size",
-)
 TIMES = ("created_at", "modified_at")
 PAGE_ROWS = 1000
 
 # The newest version of each id at or before the position, page by page in the order of the ids.
-IMAGES = """
-SELECT newest.id, v.since, v.until, v.state, v.state_crc
+IMAGES = f"""
+SELECT newest.id, {of("v", IMAGE)}
 FROM (
   SELECT id, max(since) AS since
   FROM image
@@ -65,8 +49,8 @@ FROM (
 CROSS JOIN image AS v ON v.since = newest.since
 ORDER BY newest.id
 """
-OPERATIONS = """
-SELECT newest.id, v.since, v.state, v.state_crc
+OPERATIONS = f"""
+SELECT newest.id, {of("v", OPERATION)}
 FROM (
   SELECT id, max(since) AS since
   FROM operation
@@ -79,8 +63,8 @@ CROSS JOIN operation AS v ON v.since = newest.since
 ORDER BY newest.id
 """
 # The event at `since` is of the operation that has a version there.
-FAMILIES = """
-SELECT f.folder_id, f.family, f.image_id, f.since, o.id
+FAMILIES = f"""
+SELECT o.id, {of("f", FAMILY)}
 FROM family_latest AS f
 LEFT JOIN operation AS o ON o.since = f.since
 WHERE (f.folder_id, f.family) > (:folder_id, :family)
@@ -123,7 +107,7 @@ def image_row(image: Image) -> Row:
         "created_at": image["created_at"] * NANOSECONDS,
         "os": image["os"]["type"],
     }
-    return _filled({name: columns[name] for name in IMAGE_COLUMNS})
+    return _filled({name: columns[name] for name in IMAGE_FIELDS})
 
 
 def family_row(*, folder_id: str, family: str, image_id: str, since: int, operation_id: str) -> Row:
@@ -172,14 +156,15 @@ def rows_of_projection(connection: Connection, *, at: int) -> Rows:
 
 
 def _images(connection: Connection, at: int) -> Iterator[Row]:
-    for _, since, until, state, state_crc in _by_id(connection, IMAGES, at):
+    for _, *row in _by_id(connection, IMAGES, at):
+        image, until = unpack(tuple(row), table="image"), row[-2]
         if until is None or until > at:
-            yield image_row(cast("Image", unpack(state, state_crc, table="image", since=since)))
+            yield image_row(cast("Image", image))
 
 
 def _operations(connection: Connection, at: int) -> Iterator[Row]:
-    for _, since, state, state_crc in _by_id(connection, OPERATIONS, at):
-        yield operation_row(cast("Operation", unpack(state, state_crc, table="operation", since=since)))
+    for _, *row in _by_id(connection, OPERATIONS, at):
+        yield operation_row(cast("Operation", unpack(tuple(row), table="operation")))
 
 
 def _by_id(connection: Connection, sql: str, at: int) -> Iterator[tuple[Any, ...]]:
@@ -192,7 +177,9 @@ def _by_id(connection: Connection, sql: str, at: int) -> Iterator[tuple[Any, ...
 def _families(connection: Connection, at: int) -> Iterator[Row]:
     last = {"folder_id": "", "family": ""}
     while page := connection.execute(FAMILIES, {**last, "at": at, "limit": PAGE_ROWS}).fetchall():
-        for folder_id, family, image_id, since, operation_id in page:
+        for operation_id, *row in page:
+            folder_id, family, since, image_id, _, _ = row
+            check(tuple(row), table="family_latest", position=since)
             if operation_id is None:
                 raise RowDamaged(table="family_latest", position=since)
             yield family_row(
@@ -202,22 +189,29 @@ def _families(connection: Connection, at: int) -> Iterator[Row]:
                 since=since,
                 operation_id=operation_id,
             )
-        last = {"folder_id": page[-1][0], "family": page[-1][1]}
+        last = {"folder_id": folder_id, "family": family}
 
 
 def rows_of_log(log: LogReader, *, at: int) -> Rows:
     """The rows as of a position, folded from the log. Raises EventUnknown, SchemaTooNew, LogCorrupt."""
     state = MemoryState()
     families = _Families()
+    # There are as many operations as there were writes: those that have ended are kept packed.
+    done: dict[str, bytes] = {}
     for stored in log.events(until=at):
         event = upcast(stored, UPCASTERS)
         change = state.apply(event)
         if event.type in IMAGE_EVENTS:
             families.apply(event, change)
+        operation = None if event.operation_id is None else state.operation(event.operation_id)
+        if operation is not None and operation["done"]:
+            done[operation["id"]] = msgpack.packb(operation_row(operation))
+            state.forget(operation["id"])
+    running = {one["id"]: msgpack.packb(operation_row(one)) for one in state.operations.values()}
     return Rows(
         images=lambda: (image_row(image) for _, image in sorted(state.images.items())),
         families=lambda: (row for _, row in sorted(families.latest.items())),
-        operations=lambda: (operation_row(operation) for _, operation in sorted(state.operations.items())),
+        operations=lambda: (msgpack.unpackb(row) for _, row in sorted((done | running).items())),
     )
 
 
@@ -241,6 +235,8 @@ class _Families:
         else:
             del ready[image["id"]]
         self._resolve(family, ready, event)
+        if not ready:
+            del self._ready[family]
 
     def _resolve(self, family: tuple[str, str], ready: dict[str, int], event: Event) -> None:
         latest = max(ready, key=ready.__getitem__, default=None)

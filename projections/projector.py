@@ -18,82 +18,106 @@ from .domain.image import evolve_image
 from .domain.operation import evolve_operation
 from .domain.source import evolve_source
 from .domain.upcasters import UPCASTERS
+from .encoding import Encode
 from .rows import (
+    APPLIED_ROW,
     APPLIED_UPDATE,
     BLOB_USE_INSERT,
+    FAMILY,
     FAMILY_INSERT,
+    FOLDER_WRITE,
+    IMAGE,
     IMAGE_INSERT,
     LIFE_INSERT,
     LISTING_WRITE,
+    OPERATION,
     OPERATION_INSERT,
+    SOURCE,
     SOURCE_INSERT,
-    Encode,
     OperationView,
-    crc,
+    Row,
+    RowDamaged,
+    applied_row,
+    blob_use_row,
+    check,
+    ended,
+    expect,
+    folder_row,
     image_row,
     left_by,
     operation_row,
+    sealed,
     source_row,
     tag,
     unpack,
+    wire_crc,
 )
 
 BATCH_EVENTS = 1000
 
-IMAGE_CURRENT = """
-SELECT since, until, state, state_crc
+IMAGE_CURRENT = f"""
+SELECT {IMAGE}
 FROM image
 WHERE id = ?
 ORDER BY since DESC
 LIMIT 1
 """
-IMAGE_NAMED = """
-SELECT id
+IMAGE_NAMED = f"""
+SELECT {IMAGE}
 FROM image
 WHERE folder_id = ? AND name = ? AND name != '' AND until IS NULL
 """
-IMAGE_CLOSE = "UPDATE image SET until = ?, wire = NULL, wire_crc = NULL WHERE since = ?"
+IMAGE_CLOSE = "UPDATE image SET until = ?, crc = ?, wire = NULL, wire_crc = NULL WHERE since = ?"
 LISTING_DELETE = "DELETE FROM listing WHERE folder_id = ? AND id = ?"
-LIFE_CLOSE = "UPDATE image_life SET died = ? WHERE folder_id = ? AND id = ?"
-FAMILY_READY = """
-SELECT id
+LIFE_CLOSE = "UPDATE image_life SET died = ?, crc = ? WHERE folder_id = ? AND id = ?"
+FAMILY_READY = f"""
+SELECT {IMAGE}
 FROM image
 WHERE folder_id = ? AND family = ? AND family != '' AND until IS NULL AND status = 'READY'
 ORDER BY born DESC
 LIMIT 1
 """
-FAMILY_CURRENT = """
-SELECT since, until, image_id
+FAMILY_CURRENT = f"""
+SELECT {FAMILY}
 FROM family_latest
 WHERE folder_id = ? AND family = ?
 ORDER BY since DESC
 LIMIT 1
 """
-FAMILY_CLOSE = "UPDATE family_latest SET until = ? WHERE folder_id = ? AND family = ? AND since = ?"
-OPERATION_CURRENT = """
-SELECT since, state, state_crc
+FAMILY_CLOSE = "UPDATE family_latest SET until = ?, crc = ? WHERE folder_id = ? AND family = ? AND since = ?"
+OPERATION_CURRENT = f"""
+SELECT {OPERATION}
 FROM operation
 WHERE id = ?
 ORDER BY since DESC
 LIMIT 1
 """
-OPERATION_KEYED = """
-SELECT since, state, state_crc
+OPERATION_KEYED = f"""
+SELECT {OPERATION}
 FROM operation
 WHERE key = ? AND key != '' AND actor = ? AND method = ?
 ORDER BY first DESC, since DESC
 LIMIT 1
 """
-OPERATION_CLOSE = "UPDATE operation SET until = ? WHERE since = ?"
-SOURCE_CURRENT = """
-SELECT since, until, state, state_crc
+OPERATION_CLOSE = "UPDATE operation SET until = ?, crc = ? WHERE since = ?"
+SOURCE_CURRENT = f"""
+SELECT {SOURCE}
 FROM source
 WHERE id = ?
 ORDER BY since DESC
 LIMIT 1
 """
-SOURCE_CLOSE = "UPDATE source SET until = ? WHERE since = ?"
+SOURCE_CLOSE = "UPDATE source SET until = ?, crc = ? WHERE since = ?"
 BLOB_USE_DELETE = "DELETE FROM blob_use WHERE sha256 = ? AND id = ?"
+UNTIL, CRC = -2, -1  # Where a row ends.
+
+
+class _Image(NamedTuple):
+    """A current version: its position, what it says, and its row's CRC."""
+
+    since: int
+    image: Image
+    crc: int
 
 
 class Applied(NamedTuple):
@@ -117,21 +141,39 @@ class Projector:
         self._encode = encode
         self._upcasters = upcasters
         self._closed = False
-        # The current versions that this transaction has read or made.
-        self._images: dict[str, tuple[int, Image] | None] = {}
+        # The log's id and how its ready bytes are encoded: as they are written again with every position.
+        self._identity: tuple[str, bytes] | None = None
+        # The current versions that this transaction has read or made, and the folders that it has changed.
+        self._images: dict[str, _Image | None] = {}
+        self._changed: dict[str, int] = {}
 
     def begin(self) -> None:
+        """Raises RowDamaged where the file does not say whole how far it has come."""
         self._images.clear()
+        self._changed.clear()
+        if self._identity is None:
+            row = self._execute(APPLIED_ROW).fetchone()
+            if row is None:
+                raise RowDamaged(table="applied", position=0)
+            check(row, table="applied", position=row[1])
+            self._identity = row[0], row[5]
         self._execute("BEGIN IMMEDIATE")
 
     def commit(self, *, last: Event, leaf: bytes) -> None:
         """Make the rows visible; not fsynced, since the log can bring them back."""
-        self._execute(APPLIED_UPDATE, (last.position, leaf, last.at))
+        if self._identity is None:
+            raise AssertionError("commit without begin")
+        for folder_id, position in self._changed.items():
+            self._execute(FOLDER_WRITE, folder_row(folder_id, position))
+        log_id, encoding = self._identity
+        row = applied_row(log_id=log_id, position=last.position, leaf=leaf, at=last.at, encoding=encoding)
+        self._execute(APPLIED_UPDATE, row)
         self._execute("COMMIT")
 
     def rollback(self) -> None:
         """Leave nothing of the transaction. Never raises: its caller already has an error to report."""
         self._images.clear()
+        self._changed.clear()
         database.roll_back(self._connection)
 
     def close(self) -> None:
@@ -145,11 +187,16 @@ class Projector:
 
     def image(self, image_id: str) -> Image | None:
         row = self._image_row(image_id)
-        return None if row is None else row[1]
+        return None if row is None else row.image
 
     def image_named(self, *, folder_id: str, name: str) -> str | None:
         row = self._execute(IMAGE_NAMED, (folder_id, name)).fetchone()
-        return None if row is None else cast("str", row[0])
+        if row is None:
+            return None
+        image = cast("Image", unpack(row, table="image"))
+        is_it = (image["folder_id"], image["name"], row[UNTIL]) == (folder_id, name, None)
+        expect(is_it, table="image", position=row[0])
+        return image["id"]
 
     def source(self, source_id: str) -> Source | None:
         row = self._source_row(source_id)
@@ -157,11 +204,16 @@ class Projector:
 
     def operation(self, operation_id: str) -> Operation | None:
         row = self._execute(OPERATION_CURRENT, (operation_id,)).fetchone()
-        return None if row is None else _operation(row)
+        return None if row is None else _operation(row, operation_id)
 
     def operation_keyed(self, *, actor: str, method: str, key: str) -> Operation | None:
         row = self._execute(OPERATION_KEYED, (key, actor, method)).fetchone()
-        return None if row is None else _operation(row)
+        if row is None:
+            return None
+        operation = _operation(row, row[1])
+        found = operation["created_by"], operation["method"], operation["key"]
+        expect(found == (actor, method, key), table="operation", position=row[0])
+        return operation
 
     def view(self, operation: Operation) -> OperationView:
         """The operation with what its last event left."""
@@ -179,48 +231,56 @@ class Projector:
             raise EventUnknown(event)
         return Applied(self._apply_operation(event), *left)
 
-    def _image_row(self, image_id: str) -> tuple[int, Image] | None:
-        """The current version and its position. `decide` and `apply` ask for the same one, so it is kept."""
+    def _image_row(self, image_id: str) -> _Image | None:
+        """The current version. `decide` and `apply` ask for the same one, so it is kept."""
         if image_id in self._images:
             return self._images[image_id]
         row = self._execute(IMAGE_CURRENT, (image_id,)).fetchone()
         found = None
-        if row is not None and row[1] is None:
-            since, _, state, state_crc = row
-            found = since, cast("Image", unpack(state, state_crc, table="image", since=since))
+        if row is not None:
+            image = cast("Image", unpack(row, table="image"))
+            expect(image["id"] == image_id, table="image", position=row[0])
+            found = _Image(row[0], image, row[CRC]) if row[UNTIL] is None else None
         self._images[image_id] = found
         return found
 
-    def _source_row(self, source_id: str) -> tuple[int, Source] | None:
+    def _source_row(self, source_id: str) -> tuple[int, Source, int] | None:
+        """The current version: its position, what it says, and its row's CRC."""
         row = self._execute(SOURCE_CURRENT, (source_id,)).fetchone()
-        if row is None or row[1] is not None:
+        if row is None:
             return None
-        since, _, state, state_crc = row
-        return since, cast("Source", unpack(state, state_crc, table="source", since=since))
+        source = cast("Source", unpack(row, table="source"))
+        expect(source["id"] == source_id, table="source", position=row[0])
+        return (row[0], source, row[CRC]) if row[UNTIL] is None else None
 
     def _apply_image(self, event: Event) -> tuple[Image | None, bytes | None, str | None]:
         image_id, position = event.resource_id or "", event.position
         row = self._image_row(image_id)
-        before = None if row is None else row[1]
+        before = None if row is None else row.image
         after = evolve_image(before, event)
-        wire = None
-        if row is not None:
-            self._execute(IMAGE_CLOSE, (position, row[0]))
-        if after is None:
-            self._images[image_id] = None
-            self._execute(LISTING_DELETE, (before["folder_id"] if before else "", image_id))
-        else:
-            self._images[image_id] = position, after
-            wire = self._encode(after)
-            self._execute(IMAGE_INSERT, (*image_row(after, position), None, wire, crc(wire, position)))
-            self._execute(LISTING_WRITE, (after["folder_id"], image_id, wire, tag(wire)))
         there = after or before
         if there is None:
             raise AssertionError(f"position {position}: an image event without an image")
+        folder_id = there["folder_id"]
+        self._changed[folder_id] = position
+        wire = None
+        if row is not None:
+            self._execute(IMAGE_CLOSE, (position, ended(row.crc, position), row.since))
+        if after is None:
+            self._images[image_id] = None
+            self._execute(LISTING_DELETE, (folder_id, image_id))
+        else:
+            wire = self._encode(after)
+            version = sealed(image_row(after, position))
+            self._images[image_id] = _Image(position, after, version[CRC])
+            self._execute(IMAGE_INSERT, (*version, wire, wire_crc(wire, since=position, image_id=image_id)))
+            key = tag(wire, folder_id=folder_id, image_id=image_id)
+            self._execute(LISTING_WRITE, (folder_id, image_id, wire, key))
         if before is None:
-            self._execute(LIFE_INSERT, (there["folder_id"], image_id, position, None))
+            self._execute(LIFE_INSERT, sealed((folder_id, image_id, position)))
         elif after is None:
-            self._execute(LIFE_CLOSE, (position, there["folder_id"], image_id))
+            life = sealed((folder_id, image_id, before["born"]), until=position)
+            self._execute(LIFE_CLOSE, (position, life[CRC], folder_id, image_id))
         if _is_ready(before) == _is_ready(after):
             return after, wire, None
         if there["family"]:
@@ -230,41 +290,56 @@ class Projector:
     def _refresh_use(self, resource: Image | Source, *, is_used: bool) -> str | None:
         """The blob that the resource gave up, if it did. Others may use it still."""
         sha256 = resource["blob"]["sha256"]
-        self._execute(BLOB_USE_INSERT if is_used else BLOB_USE_DELETE, (sha256, resource["id"]))
-        return None if is_used else sha256
+        if is_used:
+            self._execute(BLOB_USE_INSERT, blob_use_row(sha256, resource["id"]))
+            return None
+        self._execute(BLOB_USE_DELETE, (sha256, resource["id"]))
+        return sha256
 
     def _refresh_family(self, image: Image, position: Position) -> None:
         family = (image["folder_id"], image["family"])
-        ready = self._execute(FAMILY_READY, family).fetchone()
-        current = self._execute(FAMILY_CURRENT, family).fetchone()
-        latest = None if ready is None else ready[0]
-        if current is not None and current[1] is None:
-            if current[2] == latest:
-                return
-            self._execute(FAMILY_CLOSE, (position, *family, current[0]))
+        found = self._execute(FAMILY_READY, family).fetchone()
+        current: Row | None = self._execute(FAMILY_CURRENT, family).fetchone()
+        latest = None
+        if found is not None:
+            there = cast("Image", unpack(found, table="image"))
+            is_it = (there["folder_id"], there["family"], there["status"]) == (*family, "READY")
+            expect(is_it and found[UNTIL] is None, table="image", position=found[0])
+            latest = there["id"]
+        if current is not None:
+            check(current, table="family_latest", position=current[2])
+            if current[UNTIL] is None:
+                if current[3] == latest:
+                    return
+                crc = ended(current[CRC], position)
+                self._execute(FAMILY_CLOSE, (position, crc, *family, current[2]))
         if latest is not None:
-            self._execute(FAMILY_INSERT, (*family, position, latest, None))
+            self._execute(FAMILY_INSERT, sealed((*family, position, latest)))
 
     def _apply_source(self, event: Event) -> tuple[Source | None, None, str | None]:
         row = self._source_row(event.resource_id or "")
         after = evolve_source(None if row is None else row[1], event)
         if after is not None:
-            self._execute(SOURCE_INSERT, (*source_row(after, event.position), None))
+            self._execute(SOURCE_INSERT, sealed(source_row(after, event.position)))
             return after, None, self._refresh_use(after, is_used=True)
         if row is None:
             raise AssertionError(f"position {event.position}: a source event without a source")
-        self._execute(SOURCE_CLOSE, (event.position, row[0]))
-        return after, None, self._refresh_use(row[1], is_used=False)
+        since, source, crc = row
+        self._execute(SOURCE_CLOSE, (event.position, ended(crc, event.position), since))
+        return after, None, self._refresh_use(source, is_used=False)
 
     def _apply_operation(self, event: Event) -> Operation | None:
         if event.operation_id is None:
             return None
         # The event that carries the method is an operation's first: nothing to look up.
-        before = self.operation(event.operation_id) if event.method is None else None
+        row = None
+        if event.method is None:
+            row = self._execute(OPERATION_CURRENT, (event.operation_id,)).fetchone()
+        before = None if row is None else _operation(row, event.operation_id)
         after = evolve_operation(before, event)
-        if before is not None:
-            self._execute(OPERATION_CLOSE, (event.position, before["last"]))
-        self._execute(OPERATION_INSERT, (*operation_row(after, event.position), None))
+        if row is not None:
+            self._execute(OPERATION_CLOSE, (event.position, ended(row[CRC], event.position), row[0]))
+        self._execute(OPERATION_INSERT, sealed(operation_row(after, event.position)))
         return after
 
 
@@ -272,9 +347,12 @@ def _is_ready(image: Image | None) -> bool:
     return image is not None and image["status"] == "READY"
 
 
-def _operation(row: tuple[int, bytes, int]) -> Operation:
-    since, state, state_crc = row
-    return cast("Operation", unpack(state, state_crc, table="operation", since=since))
+def _operation(row: Row, operation_id: str) -> Operation:
+    """The newest version of an operation. Raises RowDamaged, also where a newer one was not found."""
+    operation = cast("Operation", unpack(row, table="operation"))
+    expect(operation["id"] == operation_id, table="operation", position=row[0])
+    expect(row[UNTIL] is None, table="operation", position=row[UNTIL])
+    return operation
 
 
 def catch_up(

@@ -56,4 +56,4 @@ def _forget_if_done(state: MemoryState, operation_id: str | None) -> None:
     """A finished operation gets no more events, and there are as many of them as there were writes."""
     operation = None if operation_id is None else state.operation(operation_id)
     if operation is not None and operation["done"]:
-        del state.operations[operation["id"]]
+        state.forget(operation["id"])

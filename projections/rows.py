@@ -1,100 +1,201 @@
-"""Rows and the state inside them: packed, and checked when read."""
+"""Rows and the state inside them: packed, sealed when they are written, and checked when they are read.
+
+A row's `crc` is the CRC-32 of all its columns but `until` (or `died`), as one packed array, and goes on over
+`until` where there is one: to end a version, its old CRC is enough for the new one. Everywhere in this room a
+row is a tuple of the sealed columns, then `until`, then `crc`. Any type can be packed, so a column whose type
+has changed is a wrong CRC, too.
+"""
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from operator import lt
 from typing import Any, NamedTuple, cast
 
 import msgpack
 
 from eventstore.database import Connection
 
+from .damage import RowDamaged as RowDamaged
 from .domain.command import Image, Operation, Source
+from .encoding import Encode as Encode
+from .schema import PROJECTOR_VERSION
 
-Encode = Callable[[Image], bytes]
+Row = tuple[Any, ...]
 _TAG = struct.Struct("<II")
+CRC_MAX = 0xFFFFFFFF
 
-# One insert a table, the same for a live projection and a rebuild; the columns of the *_row functions first.
-IMAGE_INSERT = """
-INSERT INTO image (since, id, folder_id, name, family, status, created_at, born, state, state_crc,
-                   until, wire, wire_crc)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+# The columns of whole rows, in the order of the *_row functions.
+IMAGE = "since, id, folder_id, name, family, status, created_at, born, sha256, state, until, crc"
+OPERATION = "since, id, resource_id, first, actor, method, key, state, until, crc"
+SOURCE = "since, id, folder_id, sha256, state, until, crc"
+LIFE = "folder_id, id, born, died, crc"
+FAMILY = "folder_id, family, since, image_id, until, crc"
+APPLIED = "log_id, position, leaf, at, projector_version, encoding, position_crc, NULL, crc"
+FOLDER = "folder_id, changed, NULL, crc"
+BLOB_USE = "sha256, id, NULL, crc"
+IMAGE_WIDTH = 12
+STATE = -3  # Where the rows that have a state hold it.
+
+
+def of(alias: str, columns: str) -> str:
+    """The columns as those of an alias."""
+    return ", ".join(f"{alias}.{column}" for column in columns.split(", "))
+
+
+# One insert a table, the same for a live projection and a rebuild.
+IMAGE_INSERT = f"""
+INSERT INTO image ({IMAGE}, wire, wire_crc)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 LISTING_WRITE = """
 INSERT INTO listing (folder_id, id, wire, tag)
 VALUES (?, ?, ?, ?)
 ON CONFLICT (folder_id, id) DO UPDATE SET wire = excluded.wire, tag = excluded.tag
 """
-LIFE_INSERT = "INSERT INTO image_life (folder_id, id, born, died) VALUES (?, ?, ?, ?)"
-FAMILY_INSERT = "INSERT INTO family_latest (folder_id, family, since, image_id, until) VALUES (?, ?, ?, ?, ?)"
-OPERATION_INSERT = """
-INSERT INTO operation (since, id, resource_id, first, actor, method, key, state, state_crc, until)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+FOLDER_WRITE = """
+INSERT INTO folder (folder_id, changed, crc)
+VALUES (?, ?, ?)
+ON CONFLICT (folder_id) DO UPDATE SET changed = excluded.changed, crc = excluded.crc
 """
-SOURCE_INSERT = "INSERT INTO source (since, id, folder_id, state, state_crc, until) VALUES (?, ?, ?, ?, ?, ?)"
-APPLIED_UPDATE = "UPDATE applied SET position = ?, leaf = ?, at = ?"
-
-BLOB_USE_INSERT = "INSERT INTO blob_use (sha256, id) VALUES (?, ?)"
-IMAGE_VERSION = "SELECT state, state_crc FROM image WHERE since = ?"
-SOURCE_VERSION = "SELECT state, state_crc FROM source WHERE since = ?"
-
-
-class RowDamaged(Exception):
-    """A stored row that is not what was written. The log still has the truth."""
-
-    def __init__(self, *, table: str, position: int) -> None:
-        super().__init__(
-            f"the projection's row of table {table} at position {position} is damaged:"
-            " stop the server and run `imageledger rebuild`"
-        )
-        self.table = table
-        self.position = position
-
-
-def pack(state: Image | Operation | Source) -> bytes:
-    """Canonical msgpack: the state's keys are in byte order by construction."""
-    return cast("bytes", msgpack.packb(state))
-
-
-def crc(payload: bytes, since: int) -> int:
-    """CRC-32 of a payload in the row of this position, so that swapped rows differ, too."""
-    return zlib.crc32(payload, since & 0xFFFFFFFF)
+LIFE_INSERT = f"INSERT INTO image_life ({LIFE}) VALUES (?, ?, ?, ?, ?)"
+FAMILY_INSERT = f"INSERT INTO family_latest ({FAMILY}) VALUES (?, ?, ?, ?, ?, ?)"
+OPERATION_INSERT = f"INSERT INTO operation ({OPERATION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+SOURCE_INSERT = f"INSERT INTO source ({SOURCE}) VALUES (?, ?, ?, ?, ?, ?, ?)"
+BLOB_USE_INSERT = "INSERT INTO blob_use (sha256, id, crc) VALUES (?, ?, ?)"
+APPLIED_INSERT = """
+INSERT INTO applied (one, log_id, position, leaf, at, projector_version, encoding, position_crc, crc)
+VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+APPLIED_UPDATE = """UPDATE applied
+SET log_id = ?, position = ?, leaf = ?, at = ?, projector_version = ?, encoding = ?, position_crc = ?, crc = ?
+"""
+APPLIED_ROW = f"SELECT {APPLIED} FROM applied"
+IMAGE_VERSION = f"SELECT {IMAGE} FROM image WHERE since = ?"
+ENDED_BY = """
+SELECT 1
+FROM image AS v
+CROSS JOIN image_life AS l ON l.folder_id = v.folder_id AND l.id = v.id
+WHERE v.id = :id AND v.until = :until AND l.died = :until
+UNION ALL
+SELECT 1
+FROM source
+WHERE id = :id AND until = :until
+"""
+SOURCE_VERSION = f"SELECT {SOURCE} FROM source WHERE since = ?"
 
 
-def checked(payload: bytes | None, stored_crc: int, *, table: str, since: int) -> bytes:
-    """The payload of a row. Raises RowDamaged, also for one that is not there."""
-    if payload is None or zlib.crc32(payload, since & 0xFFFFFFFF) != stored_crc:
-        raise RowDamaged(table=table, position=since)
-    return payload
+def pack(value: Image | Operation | Source | Sequence[Any]) -> bytes:
+    """Canonical msgpack: a state's keys are in byte order by construction."""
+    return cast("bytes", msgpack.packb(value))
 
 
-def tag(payload: bytes) -> bytes:
-    """Length and CRC-32 of a payload, 8 bytes: many of them in a row still say where each payload ends."""
-    return _TAG.pack(len(payload), zlib.crc32(payload))
+def seal(columns: Sequence[Any]) -> int:
+    """The CRC of a row that has not ended."""
+    return zlib.crc32(pack(columns))
 
 
-def first_wrong(payloads: bytes, tags: bytes) -> int | None:
-    """The index of the first payload that is not what its tag says; None if all are."""
-    view, start, crc32 = memoryview(payloads), 0, zlib.crc32
+def ended(crc: int, until: int) -> int:
+    """The CRC of a row that ends now; `crc` is the one it had until then."""
+    return zlib.crc32(cast("bytes", msgpack.packb(until)), crc)
+
+
+def sealed(columns: Row, *, until: int | None = None) -> Row:
+    """The whole row: its columns, until and CRC."""
+    crc = seal(columns)
+    return (*columns, until, crc if until is None else ended(crc, until))
+
+
+def is_whole(row: Row) -> bool:
+    """Whether a row is what was written."""
+    until, stored = row[-2:]
+    crc = zlib.crc32(cast("bytes", msgpack.packb(row[:-2])))
+    return bool((crc if until is None else ended(crc, until)) == stored)
+
+
+def check(row: Row, *, table: str, position: object) -> None:
+    """Raises RowDamaged for a row that is not what was written."""
+    if not is_whole(row):
+        raise RowDamaged(table=table, position=position)
+
+
+def expect(holds: bool, *, table: str, position: object) -> None:
+    """Raises RowDamaged where a row is not one that was asked for: a wrong entry of an index led to it."""
+    if not holds:
+        raise RowDamaged(table=table, position=position)
+
+
+def unpack(row: Row, *, table: str) -> Mapping[str, Any]:
+    """The state in a row, which begins with its position. Raises RowDamaged."""
+    if not is_whole(row):
+        raise RowDamaged(table=table, position=row[0])
+    return cast("Mapping[str, Any]", msgpack.unpackb(row[STATE]))
+
+
+def wire_crc(wire: bytes, *, since: int, image_id: str) -> int:
+    """CRC-32 of ready bytes in the row of this position and image, so that swapped rows differ, too."""
+    return zlib.crc32(wire, zlib.crc32(image_id.encode(), since & CRC_MAX))
+
+
+def ready(wire: Any, stored: int, *, since: int, image_id: str) -> bytes:
+    """The ready bytes of a current row. Raises RowDamaged, also where there are none."""
+    if type(wire) is not bytes or zlib.crc32(wire, zlib.crc32(image_id.encode(), since & CRC_MAX)) != stored:
+        raise RowDamaged(table="image", position=since)
+    return wire
+
+
+def tag(wire: bytes, *, folder_id: str, image_id: str) -> bytes:
+    """Length and CRC-32 of ready bytes under their key, 8 bytes: many in a row say where each one ends."""
+    return _TAG.pack(len(wire), zlib.crc32(wire, zlib.crc32(image_id.encode(), _folder_seed(folder_id))))
+
+
+def first_wrong(wires: Any, tags: Any, ids: Any, *, folder_id: str, after: str, count: int) -> int | None:
+    """The index of the first element that is not what its tag says, None if all are and in order.
+
+    `ids` has a line for each element; the first one's is greater than `after`.
+    """
+    if not (type(wires) is bytes and type(tags) is bytes and type(ids) is bytes):
+        return 0
+    names = ids.split(b"\n")
+    if len(tags) != count * _TAG.size or len(names) != count:
+        return 0
+    if not all(map(lt, (after.encode(), *names), names)):
+        return 0
+    view, start, crc32, seed = memoryview(wires), 0, zlib.crc32, _folder_seed(folder_id)
     for index, (length, expected) in enumerate(_TAG.iter_unpack(tags)):
         end = start + length
-        if crc32(view[start:end]) != expected:
+        if crc32(view[start:end], crc32(names[index], seed)) != expected:
             return index
         start = end
-    return None if start == len(payloads) else len(tags) // _TAG.size - 1
+    return None if start == len(wires) else count - 1
 
 
-def unpack(payload: bytes, stored_crc: int, *, table: str, since: int) -> Mapping[str, Any]:
-    """The state in a row. Raises RowDamaged."""
-    whole = checked(payload, stored_crc, table=table, since=since)
-    return cast("Mapping[str, Any]", msgpack.unpackb(whole))
+def _folder_seed(folder_id: str) -> int:
+    return zlib.crc32(folder_id.encode() + b"\0")
 
 
-def image_row(image: Image, since: int) -> tuple[Any, ...]:
+def position_crc(position: int) -> int:
+    return zlib.crc32(b"%d" % position)
+
+
+def applied_row(*, log_id: str, position: int, leaf: bytes, at: int, encoding: bytes) -> Row:
+    """The row of `applied`, as its insert and its update take it."""
+    columns = (log_id, position, leaf, at, PROJECTOR_VERSION, encoding, position_crc(position))
+    return (*columns, seal(columns))
+
+
+def folder_row(folder_id: str, changed: int) -> Row:
+    return (folder_id, changed, seal((folder_id, changed)))
+
+
+def blob_use_row(sha256: str, resource_id: str) -> Row:
+    return (sha256, resource_id, seal((sha256, resource_id)))
+
+
+def image_row(image: Image, since: int) -> Row:
     """The columns of a version that do not change when it is followed by another."""
-    state = pack(image)
     return (
         since,
         image["id"],
@@ -104,13 +205,12 @@ def image_row(image: Image, since: int) -> tuple[Any, ...]:
         image["status"],
         image["created_at"],
         image["born"],
-        state,
-        crc(state, since),
+        image["blob"].get("sha256", ""),
+        pack(image),
     )
 
 
-def operation_row(operation: Operation, since: int) -> tuple[Any, ...]:
-    state = pack(operation)
+def operation_row(operation: Operation, since: int) -> Row:
     return (
         since,
         operation["id"],
@@ -119,14 +219,12 @@ def operation_row(operation: Operation, since: int) -> tuple[Any, ...]:
         operation["created_by"],
         operation["method"],
         operation["key"],
-        state,
-        crc(state, since),
+        pack(operation),
     )
 
 
-def source_row(source: Source, since: int) -> tuple[Any, ...]:
-    state = pack(source)
-    return (since, source["id"], source["folder_id"], state, crc(state, since))
+def source_row(source: Source, since: int) -> Row:
+    return (since, source["id"], source["folder_id"], source["blob"]["sha256"], pack(source))
 
 
 class OperationView(NamedTuple):
@@ -143,5 +241,11 @@ def left_by(connection: Connection, operation: Operation) -> Image | Source | No
     for table, sql in (("image", IMAGE_VERSION), ("source", SOURCE_VERSION)):
         row = connection.execute(sql, (since,)).fetchone()
         if row is not None:
-            return cast("Image | Source", unpack(row[0], row[1], table=table, since=since))
+            left = cast("Image | Source", unpack(row, table=table))
+            if left["id"] == operation["resource_id"]:
+                return left
+            raise RowDamaged(table=table, position=since)
+    # It left nothing, and so there is something that it ended.
+    if connection.execute(ENDED_BY, {"id": operation["resource_id"], "until": since}).fetchone() is None:
+        raise RowDamaged(table="operation", position=since)
     return None

@@ -9,7 +9,9 @@ from typing import Any
 from google.protobuf.message import Message
 from grpc import StatusCode
 
+from eventstore import database
 from eventstore.errors import AppendFailed, EnvelopeTooNew, LogCorrupt, LogUnreadable, OutcomeUnknown
+from projections.damage import ProjectionDamaged, RowDamaged
 from projections.domain.refusals import (
     ImageBusy,
     KeyReused,
@@ -19,7 +21,6 @@ from projections.domain.refusals import (
     ValueRefused,
 )
 from projections.errors import QuestionInvalid
-from projections.rows import RowDamaged
 from server.allowlist import SourceRefused, UriMalformed
 from server.blobs import BlobDamaged, BlobMissing, BlobStoreFailed, BlobStoreFull, DiskLow
 from server.formats import FormatRefused
@@ -128,6 +129,11 @@ TABLE: dict[type[Exception], Callable[[Any], Refusal]] = {
     BlobStoreFull: lambda e: Refusal(StatusCode.RESOURCE_EXHAUSTED, str(e), "DISK_FULL"),
     BlobStoreFailed: lambda e: Refusal(StatusCode.UNAVAILABLE, str(e), "BLOB_STORE_UNAVAILABLE"),
     RowDamaged: lambda e: Refusal(StatusCode.DATA_LOSS, str(e), "ROW_DAMAGED"),
+    ProjectionDamaged: lambda e: Refusal(StatusCode.DATA_LOSS, str(e), "PROJECTION_DAMAGED"),
+    # What the disk or a lock does to a read. A broken constraint or a wrong statement stays a defect of ours.
+    database.OperationalError: lambda e: Refusal(
+        StatusCode.UNAVAILABLE, "The projection cannot be read", "PROJECTION_UNAVAILABLE"
+    ),
     LogCorrupt: lambda e: Refusal(StatusCode.DATA_LOSS, str(e), "LOG_CORRUPT"),
     EnvelopeTooNew: lambda e: Refusal(StatusCode.FAILED_PRECONDITION, str(e), "LOG_TOO_NEW"),
     LogUnreadable: lambda e: Refusal(StatusCode.UNAVAILABLE, "The log cannot be read", "LOG_UNAVAILABLE"),

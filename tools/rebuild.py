@@ -19,6 +19,8 @@ from tools.options import data_option, json_option
 from tools.output import print_json, print_pairs
 from tools.progress import progress_bar
 
+EXTRA = ("damage", "kept")  # What a rebuild says only where the old projection was wrong.
+
 
 @click.command()
 @data_option
@@ -41,15 +43,15 @@ def rebuild(data: Path, as_json: bool) -> None:
         with DirectoryLock(data, command="imageledger rebuild", since=since):
             rebuilt = _rebuild(data, log)
     if as_json:
-        print_json(asdict(rebuilt))
+        print_json({name: value for name, value in asdict(rebuilt).items() if name not in EXTRA or value})
     else:
         print_pairs(_pairs(rebuilt))
-    if rebuilt.digest_before not in (None, rebuilt.digest_after):
+    if rebuilt.kept is not None:
         raise CommandFailed(
             "DATA_LOSS",
-            f"the old projection was not what the log says: its digest is {rebuilt.digest_before},"
-            f" that of the new one {rebuilt.digest_after}",
-            remedy="The new projection is live now; the old one may have answered wrongly: check its disk.",
+            f"the old projection was not what the log says: {rebuilt.damage or _digests(rebuilt)}",
+            remedy="The new projection is live now; the old one may have answered wrongly: check its disk."
+            f" It is kept as {rebuilt.kept}: remove it when you are done with it.",
         )
 
 
@@ -61,10 +63,15 @@ def _rebuild(data: Path, log: LogReader) -> Rebuilt:
     return replace(rebuilt, seconds=round(rebuilt.seconds, 3))
 
 
+def _digests(rebuilt: Rebuilt) -> str:
+    return f"its digest is {rebuilt.digest_before}, that of the new one {rebuilt.digest_after}"
+
+
 def _pairs(rebuilt: Rebuilt) -> list[tuple[str, str]]:
     return [
         ("events", str(rebuilt.events)),
         ("seconds", str(rebuilt.seconds)),
         ("digest before", rebuilt.digest_before or "none: there was no usable projection"),
         ("digest after", rebuilt.digest_after),
+        *((name, value) for name in EXTRA if (value := getattr(rebuilt, name))),
     ]

@@ -76,6 +76,13 @@ class MemoryState:
             self._apply_operation(event, event.operation_id)
         return change
 
+    def forget(self, operation_id: str) -> None:
+        """Let go of an operation, and of its key where no newer one has it."""
+        operation = self.operations.pop(operation_id)
+        keyed = operation["created_by"], operation["method"], operation["key"]
+        if self._keyed.get(keyed) == operation_id:
+            del self._keyed[keyed]
+
     def _apply_resource(self, event: Event) -> Change:
         if event.type in IMAGE_EVENTS:
             return self._apply_image(event)

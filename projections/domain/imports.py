@@ -82,7 +82,12 @@ def _unfinished(state: State, asked: Asked) -> Image | None:
     operation = state.operation(asked.operation_id)
     if operation is None:
         raise AssertionError(f"operation {asked.operation_id} is imported for, and is not there")
-    return None if operation["done"] else state.image(operation["resource_id"])
+    if operation["done"]:
+        return None
+    image = state.image(operation["resource_id"])
+    if image is None:
+        raise AssertionError(f"operation {operation['id']} runs, but its image is not there")
+    return image
 
 
 def _failed(image: Image, code: int, message: str, reason: str, metadata: Mapping[str, str]) -> NewEvent:

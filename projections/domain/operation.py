@@ -76,6 +76,11 @@ def evolve_operation(operation: Operation | None, event: Event) -> Operation:
             "last": event.position,
             "modified_at": event.at,
         }
+    if event.method is None:
+        raise AssertionError(
+            f"position {event.position}: {event.type} goes on with operation {event.operation_id},"
+            " which is not there"
+        )
     return {
         "created_at": event.at,
         "created_by": event.actor,
@@ -85,7 +90,7 @@ def evolve_operation(operation: Operation | None, event: Event) -> Operation:
         "id": event.operation_id or "",
         "key": event.key or "",
         "last": event.position,
-        "method": event.method or "",
+        "method": event.method,
         "modified_at": event.at,
         "request": event.request or b"",
         "request_id": event.request_id or "",

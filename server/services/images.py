@@ -12,8 +12,9 @@ from eventstore.event import Value
 from projections.domain.command import Asked
 from projections.domain.image import UPDATABLE, CreateImage, DeleteImage, UpdateImage
 from projections.filters import Condition, Order, equality, parse_filter, parse_order
+from projections.listing import PAGE_BYTES_MAX, Listing
 from projections.pages import Page, decode_page, encode_page, question
-from projections.queries import PAGE_BYTES_MAX, Listing, Queries
+from projections.queries import Queries
 from projections.rows import OperationView
 from server import ids
 from server.answers import Answers, Kept

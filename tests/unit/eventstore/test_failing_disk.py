@@ -23,7 +23,8 @@ import logging, os, signal, sys
 from pathlib import Path
 from eventstore.errors import OutcomeUnknown
 from eventstore.event import Position, Version
-from eventstore.log import EventLog, LogReader
+from eventstore.log import EventLog
+from eventstore.reader import LogReader
 
 path, faults = Path(sys.argv[1]), Path(os.environ["FAILING_DISK"])
 log = EventLog.open(path)

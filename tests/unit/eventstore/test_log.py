@@ -623,7 +623,7 @@ def test_what_a_killed_process_left_is_moved_into_the_database(path: Path, tmp_p
 READ_FOR_EVER = """
 import sys
 from pathlib import Path
-from eventstore.log import LogReader
+from eventstore.reader import LogReader
 reader = LogReader.open(Path(sys.argv[1]))
 for line in sys.stdin:
     after = int(line)

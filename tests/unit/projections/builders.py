@@ -22,6 +22,7 @@ from projections.domain.operation import CancelOperation
 from projections.domain.refusals import Refused
 from projections.domain.source import RegisterSource, RemoveSource
 from projections.queries import Queries
+from projections.rows import APPLIED_ROW, position_crc, seal
 from projections.store import ProjectionFiles, open_live, open_queries
 
 LOG_ID = "imageledger-" + "0" * 32
@@ -477,3 +478,14 @@ def change(path: Path, sql: str, *values: object) -> None:
         connection.execute(sql, values)
     finally:
         connection.close()
+
+
+def change_applied(path: Path, **columns: object) -> None:
+    """Let a projection say something else of how far it has come, as if that had been written."""
+    names = ("log_id", "position", "leaf", "at", "projector_version", "encoding", "position_crc")
+    [row] = rows(path, APPLIED_ROW)
+    values = dict(zip(names, row, strict=False)) | columns
+    if isinstance(values["position"], int):
+        values["position_crc"] = position_crc(values["position"])
+    values["crc"] = seal([values[name] for name in names])
+    change(path, f"UPDATE applied SET {', '.join(f'{name} = ?' for name in values)}", *values.values())

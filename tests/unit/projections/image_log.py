@@ -45,14 +45,20 @@ class ImageLog:
     def add(
         self, *news: tuple[str, Mapping[str, Any]], of: str, folder: str, method: str, **envelope: Any
     ) -> str:
-        """The operation of a batch of events of one resource. Without `continues`, it is a new one."""
+        """The first operation of a batch of events of one resource. Without `continues`, it is a new one.
+
+        An event that neither begins a creation nor ends it has an operation of its own.
+        """
         head = self.log.head()
         operation_id = envelope.pop("continues", None)
         first = operation_id is None
-        operation_id = operation_id or self.operation()
+        current = operation_id = operation_id or self.operation()
         version = self.log.stream_version(f"folder/{folder}")
         events = []
         for offset, (type_, data) in enumerate(news, start=1):
+            is_first = first if offset == 1 else news[offset - 2][0] != "ImageCreationStarted"
+            if is_first and offset > 1:
+                current = self.operation()
             event = Event(
                 position=Position(head + offset),
                 stream=f"folder/{folder}",
@@ -60,12 +66,12 @@ class ImageLog:
                 type=type_,
                 schema=1,
                 at=START_NS + head * STEP_NS,
-                operation_id=operation_id,
+                operation_id=current,
                 resource_id=of,
                 actor="alice",
                 auth="dev",
-                request_id=f"request-{operation_id}",
-                method=method if first and offset == 1 else None,
+                request_id=f"request-{current}",
+                method=method if is_first else None,
                 key=None,
                 request=None,
                 reason=None,

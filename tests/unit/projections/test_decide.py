@@ -799,3 +799,11 @@ def test_a_reused_key_belongs_to_the_newest_operation_also_when_an_older_one_end
     late = created("a")._replace(at=T0 + HOURS_24_NS + 5)
     given = [old, young, late, registered("d")._replace(at=T0 + HOURS_24_NS + 6)]
     assert decided(given, create(disk_id="d", by=keyed()), at=T0 + HOURS_24_NS + 9) == Repeat("op-b")
+
+
+@pytest.mark.parametrize("command", [finish("op-a"), fail("op-a")])
+def test_an_ending_of_an_operation_that_runs_without_its_image_is_a_defect(command: Any) -> None:
+    state = folded(numbered([started("a")]))
+    del state.images["a"]
+    with pytest.raises(AssertionError, match="operation op-a runs, but its image is not there"):
+        decide(state, command, at=T0)

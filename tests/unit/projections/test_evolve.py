@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import given as given_any
 
-from eventstore.event import Event, decode, encode
+from eventstore.event import Event, Position, decode, encode
 from projections.domain.evolve import EventUnknown
+from projections.domain.operation import evolve_operation
 from tests.unit.projections.builders import (
     BLOB,
     CREATE,
@@ -239,3 +240,30 @@ def test_folding_what_was_decided_gives_the_state_that_its_bytes_give(
     assert again.images == history.state.images
     assert again.sources == history.state.sources
     assert again.operations == history.state.operations
+
+
+# An operation goes on only where it is there.
+
+
+@pytest.mark.parametrize("type_", ["ImageCreated", "ImageCreationFailed"])
+def test_an_event_that_goes_on_with_an_unknown_operation_is_a_defect(type_: str) -> None:
+    before = started("a")._replace(position=Position(7), at=T0)
+    with pytest.raises(AssertionError, match=r"position 7: .* operation op-a, which is not there"):
+        evolve_operation(None, before._replace(type=type_, method=None))
+
+
+def test_a_forgotten_operation_leaves_no_key() -> None:
+    state = folded(numbered([started("a")._replace(key="k", request=b"1"), created("a")]))
+    keyed = {"actor": "ann", "method": CREATE, "key": "k"}
+    assert state.operation_keyed(**keyed) is not None
+    state.forget("op-a")
+    assert (state.operation("op-a"), state.operation_keyed(**keyed)) == (None, None)
+
+
+def test_a_forgotten_operation_leaves_a_key_that_a_newer_one_has() -> None:
+    both = [started("a")._replace(key="k", request=b"1"), started("b")._replace(key="k", request=b"1")]
+    state = folded(numbered(both))
+    state.forget("op-a")
+    newer = state.operation_keyed(actor="ann", method=CREATE, key="k")
+    assert newer is not None
+    assert newer["id"] == "op-b"

@@ -32,7 +32,7 @@ from tests.unit.projections.builders import (
     T0,
     History,
     Stand,
-    change,
+    change_applied,
     created,
     deleted,
     event,
@@ -205,7 +205,17 @@ def test_an_operation_answers_with_what_its_last_event_left(walk: list[tuple[str
         assert {one: queries.operation(one)[0].result for one in left} == left
 
 
-TABLES = ("image", "image_life", "family_latest", "operation", "source", "blob_use", "applied")
+TABLES = (
+    "image",
+    "listing",
+    "folder",
+    "image_life",
+    "family_latest",
+    "operation",
+    "source",
+    "blob_use",
+    "applied",
+)
 
 
 @on_disk
@@ -249,7 +259,7 @@ def make_empty(stand: Stand, path: Path) -> None:
     with TemporaryDirectory() as directory, closing(Stand(Path(directory))) as other:
         other.say([])
         shutil.move(other.open_live(), path)
-    change(path, "UPDATE applied SET position = 0, leaf = x'', at = 0")
+    change_applied(path, position=0, leaf=b"", at=0)
 
 
 # What each kind of event leaves in the tables of answers.

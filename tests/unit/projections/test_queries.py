@@ -9,8 +9,11 @@ from typing import Any
 import msgpack
 import pytest
 
+from eventstore import database
+from projections import queries as q
 from projections.domain.refusals import NotFound
 from projections.filters import Order, parse_filter
+from projections.listing import PAGE, list_sql
 from projections.pages import Page, PageTokenInvalid
 from projections.projector import catch_up
 from projections.queries import Queries
@@ -106,10 +109,10 @@ def test_a_page_ends_before_the_answer_is_too_large(
     stand: Stand, queries: Queries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = len(queries.image("a").wire)
-    monkeypatch.setattr("projections.queries.PAGE_BYTES_MAX", size + 10)
+    monkeypatch.setattr("projections.listing.PAGE_BYTES_MAX", size + 10)
     listing = queries.images("f", limit=9, order=BY_ID)
     assert (ids(listing.wire), listing.next_page) == (["a"], Page(12, "a"))
-    monkeypatch.setattr("projections.queries.PAGE_BYTES_MAX", 1)
+    monkeypatch.setattr("projections.listing.PAGE_BYTES_MAX", 1)
     assert len(ids(queries.images("f", limit=9, order=BY_ID).wire)) == 1
 
 
@@ -299,3 +302,80 @@ def test_readers_do_not_see_what_is_not_committed(stand: Stand, queries: Queries
         for asked in (queries, other):
             assert msgpack.unpackb(asked.image("a").wire)["name"] == "new"
             assert asked.image("a").position == 13
+
+
+# The rows a question reads are bounded by an index.
+
+
+def plans(stand: Stand, sql: str, values: Any) -> list[str]:
+    path = stand.files.current()
+    assert path is not None
+    with closing(database.connect(path, access="read", synchronous="NORMAL")) as connection:
+        return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
+
+
+NAMED: dict[str, Any] = dict.fromkeys(
+    ("id", "at", "folder_id", "after", "limit", "before", "sha256", "last_id", "last_key", "f0"), 1
+)
+
+
+def listed(order: Order, *, as_of: bool = False, text: str = "", resume: Any = None) -> str:
+    return list_sql(parse_filter(text), order, as_of=as_of, resume=resume)[0]
+
+
+@pytest.mark.parametrize(
+    ("sql", "values", "indexes"),
+    [
+        pytest.param(q.GET, (1,), {"image_version"}, id="get"),
+        pytest.param(q.GET_AS_OF, NAMED, {"image_version"}, id="get-as-of"),
+        pytest.param(q.LATEST, (1, 1), {"PRIMARY KEY", "image_version"}, id="latest"),
+        pytest.param(q.LATEST_AS_OF, (1, 1, 1), {"PRIMARY KEY"}, id="latest-as-of"),
+        pytest.param(q.LIFE_OF, (1, 1), {"PRIMARY KEY"}, id="life"),
+        pytest.param(q.OPERATION_AS_OF, NAMED, {"operation_version"}, id="operation"),
+        pytest.param(q.OPERATIONS, NAMED, {"operation_resource"}, id="operations"),
+        pytest.param(q.UNFINISHED, (), {"image_creating"}, id="unfinished"),
+        pytest.param(q.BLOB_USES, NAMED, {"PRIMARY KEY", "image_blob", "source_blob"}, id="blob"),
+        pytest.param(q.BORN, NAMED, {"image_version"}, id="born"),
+        pytest.param(q.SOURCE_AS_OF, NAMED, {"source_version"}, id="source"),
+        pytest.param(q.SOURCES, NAMED, {"source_folder"}, id="sources"),
+        pytest.param(q.SOURCES_AS_OF, NAMED, {"source_folder_ever"}, id="sources-as-of"),
+        pytest.param(PAGE, (1, 1, 1), {"PRIMARY KEY"}, id="page"),
+        pytest.param(listed(BY_ID), NAMED, {"image_folder"}, id="list"),
+        pytest.param(listed(BY_ID, resume={"last_id": 1}), NAMED, {"image_folder"}, id="list-on"),
+        pytest.param(listed(BY_ID, text='name = "a"'), NAMED, {"image_name"}, id="list-of-a-name"),
+        pytest.param(listed(BY_ID, text='family = "a"'), NAMED, {"image_family"}, id="list-of-a-family"),
+        pytest.param(listed(BY_ID, as_of=True), NAMED, {"PRIMARY KEY", "image_version"}, id="list-as-of"),
+    ],
+)
+def test_a_question_is_bounded_by_an_index(
+    stand: Stand, queries: Queries, sql: str, values: Any, indexes: set[str]
+) -> None:
+    plan = plans(stand, sql, values)
+    used = {
+        name for name in indexes if any(f"INDEX {name}" in step or f"USING {name}" in step for step in plan)
+    }
+    assert used == indexes, plan
+    for step in plan:
+        is_small = "USING INDEX" in step or step.split()[1] in ("applied", "CONSTANT", "f", "(subquery-1)")
+        assert is_small or not step.startswith("SCAN")
+
+
+def test_a_next_page_costs_no_more_when_others_write_elsewhere(
+    stand: Stand, queries: Queries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = queries.images("f", limit=2, order=BY_ID).next_page
+    expected = queries.images("f", limit=2, order=BY_ID, page=page)
+    stand.say([*image("x", folder_id="g"), registered("t")])
+    follow(stand)
+
+    def encode(image: Any) -> bytes:
+        raise AssertionError("a version of the past was encoded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(queries, "_encode", encode)
+        for order in (BY_ID, Order("name", descending=False)):
+            queries.images("f", limit=2, order=order, page=page)
+        assert queries.images("f", limit=2, order=BY_ID, page=page) == expected
+    stand.say([updated("b", name="new")])
+    follow(stand)
+    assert queries.images("f", limit=2, order=BY_ID, page=page) == expected

@@ -133,6 +133,11 @@ def test_a_file_that_is_gone_is_built_anew_under_a_new_name(filled: Stand) -> No
             "its event at position 7 is another one than the log's (head 7)",
             id="wrong-leaf",
         ),
+        pytest.param(
+            "UPDATE applied SET at = 1",
+            "what it says of how far it has come is damaged",
+            id="wrong-time",
+        ),
         pytest.param("DELETE FROM applied", "it says nothing of how far it has come", id="no-position"),
         pytest.param(
             "DROP TABLE applied",
@@ -221,8 +226,10 @@ def test_a_crash_while_another_becomes_live_leaves_the_old_or_the_new_one(
     assert live == {"old": old, "new": new}[then]
     assert check(live, filled.log) == 7
     # A second try ends well, over what the first one left.
-    filled.files.make_current(new)
-    assert filled.open_live() == new
+    again = build(filled.files, filled.log, encode=lossless)
+    assert again.name == "projections-3.db"
+    filled.files.make_current(again)
+    assert filled.open_live() == again
 
 
 def test_a_crash_before_it_is_removed_leaves_an_old_file_that_the_next_build_removes(
@@ -273,7 +280,9 @@ def test_a_name_that_current_still_holds_is_used(tmp_path: Path) -> None:
 
 
 def test_a_live_file_keeps_its_write_ahead_log_when_others_are_removed(tmp_path: Path) -> None:
+    ProjectionFiles(tmp_path).make_current(tmp_path / "projections-1.db")
     kept = {"projections-1.db", "projections-1.db-wal", "projections-1.db-shm", "log.db", "log.db-wal"}
+    kept |= {"CURRENT"}
     for name in kept | {"projections-2.db", "projections-2.db-wal", "projections-10.db"}:
         (tmp_path / name).touch()
     ProjectionFiles(tmp_path).remove_others(tmp_path / "projections-1.db")
@@ -302,10 +311,12 @@ def test_a_rebuild_without_an_old_one_has_nothing_to_compare(filled: Stand) -> N
     assert rebuild(filled.files, filled.log, encode=lossless).digest_before is None
 
 
-def test_a_wrong_row_shows_in_the_digest(filled: Stand) -> None:
+def test_a_wrong_row_is_told_of(filled: Stand) -> None:
     change(filled.open_live(), "UPDATE image_life SET died = 6 WHERE id = 'b'")
     rebuilt = rebuild(filled.files, filled.log, encode=lossless)
-    assert rebuilt.digest_before not in (None, rebuilt.digest_after)
+    assert rebuilt.digest_before is None
+    assert "image_life" in (rebuilt.damage or "")
+    assert rebuilt.kept is not None
 
 
 def test_a_damaged_row_in_the_way_of_catching_up_does_not_stop_a_rebuild(filled: Stand) -> None:
@@ -314,6 +325,74 @@ def test_a_damaged_row_in_the_way_of_catching_up_does_not_stop_a_rebuild(filled:
     rebuilt = rebuild(filled.files, filled.log, encode=lossless)
     assert rebuilt.digest_before is None
     assert rebuilt.digest_after == digest_of(filled.open_live())
+
+
+def test_a_projection_that_is_not_what_the_log_says_is_kept(filled: Stand) -> None:
+    old = filled.open_live()
+    change(old, "DELETE FROM image_life WHERE id = 'b'")
+    rebuilt = rebuild(filled.files, filled.log, encode=lossless)
+    assert rebuilt.digest_before not in (None, rebuilt.digest_after)
+    assert (rebuilt.kept, rebuilt.damage) == (str(old), None)
+    assert names(filled) == ["projections-1.db", "projections-2.db"]
+    # Neither a start nor a later rebuild removes it, and its name is not used again once it is gone.
+    filled.open_live()
+    assert rebuild(filled.files, filled.log, encode=lossless).kept is None
+    assert names(filled) == ["projections-1.db", "projections-3.db"]
+    old.unlink()
+    assert rebuild(filled.files, filled.log, encode=lossless).kept is None
+    assert names(filled) == ["projections-4.db"]
+
+
+def test_a_defect_of_ours_is_raised_when_the_new_one_is_live(
+    filled: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.open_live()
+
+    def digest_of(path: Path, **_: Any) -> str:
+        if path.name == "projections-1.db":
+            raise AssertionError("a defect")
+        return "digest"
+
+    monkeypatch.setattr("projections.store.digest_of", digest_of)
+    with pytest.raises(AssertionError, match="a defect"):
+        rebuild(filled.files, filled.log, encode=lossless)
+    assert filled.open_live().name == "projections-2.db"
+    assert names(filled) == ["projections-1.db", "projections-2.db"]
+
+
+def test_another_encoding_is_built_anew(filled: Stand) -> None:
+    def encode(image: Any) -> bytes:
+        return lossless(image) + b"\0"
+
+    old = filled.open_live()
+    assert (check(old, filled.log, encode=lossless), check(old, filled.log, encode=encode)) == (7, None)
+    assert open_live(filled.files, filled.log, encode=encode).name == "projections-2.db"
+
+
+def test_failed_builds_leave_no_file_and_use_no_name_twice(
+    filled: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise database.OperationalError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("projections.store.fill_listing", fails)
+        for _ in range(3):
+            with pytest.raises(database.OperationalError):
+                filled.open_live()
+            assert not list(filled.files.directory.glob("projections-*"))
+    assert filled.files.current() is None
+    assert filled.open_live().name == "projections-4.db"
+
+
+def test_a_start_removes_what_killed_builds_left_and_does_not_use_their_names(filled: Stand) -> None:
+    filled.open_live()
+    for name in ("projections-7.db", "projections-7.db-wal", "projections-7.db-shm"):
+        (filled.files.directory / name).touch()
+    filled.open_live()
+    assert names(filled) == ["projections-1.db"]
+    assert (filled.files.directory / "CURRENT").read_text() == "projections-1.db\nhighest 7\n"
+    assert filled.files.unused().name == "projections-8.db"
 
 
 def test_an_unknown_event_stops_a_build_and_a_start(filled: Stand) -> None:
