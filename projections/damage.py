@@ -51,16 +51,19 @@ def is_damage(error: BaseException) -> bool:
     return code is None or code in _CODES
 
 
+def told(error: Exception) -> Exception:
+    """The error that a caller is told: ProjectionDamaged for damage, which it names, else the same one."""
+    return ProjectionDamaged(str(error)) if is_damage(error) else error
+
+
 def damage_told(ask: Callable[P, Answer]) -> Callable[P, Answer]:
     """The same question; SQLite's errors of a damaged file become ProjectionDamaged, others stay."""
 
     @wraps(ask)
-    def told(*args: P.args, **kwargs: P.kwargs) -> Answer:
+    def asked(*args: P.args, **kwargs: P.kwargs) -> Answer:
         try:
             return ask(*args, **kwargs)
         except (database.Error, UnicodeDecodeError) as error:
-            if is_damage(error):
-                raise ProjectionDamaged(str(error)) from error
-            raise
+            raise told(error) from None
 
-    return told
+    return asked
