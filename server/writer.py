@@ -120,11 +120,6 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
 
     @property
-    def last_at(self) -> int:
-        """The stamp of the newest event; safe to read from any thread."""
-        return self._last_at
-
-    @property
     def closed_at(self) -> int:
         """Nothing is stamped at or before this time any more."""
         return self._closed_at
