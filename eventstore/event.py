@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, NewType, TypeAlias, cast
 import msgpack
 
 from eventstore.errors import EnvelopeTooNew, EventMalformed, EventStoreError
+from eventstore.packing import packer
 
 Position = NewType("Position", int)
 Version = NewType("Version", int)
@@ -58,7 +59,7 @@ _FIELDS = Event._fields
 _KEYS = frozenset(("v", *_FIELDS))
 _SCALARS = frozenset((str, int, bool))
 
-_pack: Callable[..., bytes] = msgpack.packb
+_pack = packer(strict_types=True)
 _unpack: Callable[..., Any] = msgpack.unpackb
 _new = tuple.__new__
 
@@ -73,7 +74,7 @@ def encode(event: Event) -> bytes:
     if fault is not None:
         raise _malformed(event, fault)
     try:
-        return _pack(_envelope(event), strict_types=True)
+        return _pack(_envelope(event))
     except (ValueError, TypeError, OverflowError) as error:
         raise _malformed(event, _pack_fault(error)) from error
 

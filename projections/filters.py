@@ -16,6 +16,7 @@ a name or a family has the empty one.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from projections.errors import QuestionInvalid, shown
@@ -93,6 +94,8 @@ class OrderInvalid(QuestionInvalid):
         self.reason = reason
 
 
+# Most of those who ask for a name ask for it again.
+@lru_cache(maxsize=256)
 def parse_filter(text: str) -> Filter:
     """The conditions of a filter, all of which must hold; an empty one has none.
 

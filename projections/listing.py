@@ -1,4 +1,4 @@
-"""Lists of images: plain ones as one value, the others row by row, now or as of a position."""
+"""Lists of images: plain ones from ready chunks, the others row by row, now or as of a position."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from eventstore.database import Connection
 
+from . import chunks
 from .domain.command import Image
 from .encoding import Encode
 from .filters import Condition, Order, TextField, equality, matches, to_sql
@@ -19,11 +20,10 @@ from .rows import (
     IMAGE_WIDTH,
     LIFE,
     Row,
-    RowDamaged,
     check,
     expect,
-    first_wrong,
     of,
+    position_crc,
     ready,
     unpack,
 )
@@ -32,30 +32,16 @@ from .snapshot import held
 PAGE_BYTES_MAX = 3_670_016  # 3.5 MiB: clients refuse answers over 4 MiB.
 
 CHANGED = f"SELECT {FOLDER} FROM folder WHERE folder_id = ?"
-# A plain list, as one value: making a thousand rows into objects would cost several times as much.
-PAGE = """
+NAMED = f"""
 SELECT
-  count(*),
-  max(id),
-  CAST(group_concat(wire, '') AS BLOB),
-  CAST(group_concat(tag, '') AS BLOB),
-  CAST(group_concat(id, char(10)) AS BLOB)
-FROM (
-  SELECT id, wire, tag
-  FROM listing
-  WHERE folder_id = ? AND id > ?
-  ORDER BY id
-  LIMIT ?
-)
+  {of("v", IMAGE)},
+  v.wire,
+  v.wire_crc,
+  (SELECT position FROM applied),
+  (SELECT position_crc FROM applied)
+FROM image AS v
+WHERE v.folder_id = ? AND v.name = ? AND v.name != '' AND v.until IS NULL
 """
-WRONG = """
-SELECT (SELECT max(since) FROM image WHERE image.id = listing.id)
-FROM listing
-WHERE folder_id = ? AND id > ?
-ORDER BY id
-LIMIT 1 OFFSET ?
-"""
-MORE = "SELECT 1 FROM listing WHERE folder_id = ? AND id > ? LIMIT 1"
 LIST = f"""
 SELECT {of("v", IMAGE)}, v.wire, v.wire_crc
 FROM image AS v
@@ -112,9 +98,7 @@ def listing(
     """
     is_current = position == applied or _unchanged(connection, asked.folder_id, position)
     if is_current and not asked.conditions and asked.order == BY_ID:
-        plain = _plain(connection, asked, position)
-        if plain is not None:
-            return plain
+        return _plain(connection, asked, position)
     last = None if asked.page is None else _last(connection, asked.page, asked.order, position)
     sql, values = list_sql(asked.conditions, asked.order, as_of=not is_current, resume=last)
     values |= {"folder_id": asked.folder_id, "limit": asked.limit + 1, "at": position}
@@ -131,6 +115,23 @@ def listing(
     return Listing(b"".join(wires), None, position)
 
 
+def named(connection: Connection, folder_id: str, name: str) -> Listing | None:
+    """The list of the one image of this name, now and in one statement; None where there is none.
+
+    Raises RowDamaged.
+    """
+    columns = connection.execute(NAMED, (folder_id, name)).fetchone()
+    if columns is None:
+        return None
+    row, (wire, wire_crc, position, applied_crc) = columns[:IMAGE_WIDTH], columns[IMAGE_WIDTH:]
+    check(row, table="image", position=row[0])
+    is_it = (row[2], row[3], row[-2]) == (folder_id, name, None)
+    expect(is_it, table="image", position=row[0])
+    is_whole = type(position) is int and position_crc(position) == applied_crc
+    expect(is_whole, table="applied", position=position)
+    return Listing(ready(wire, wire_crc, since=row[0], image_id=row[1]), None, position)
+
+
 def _unchanged(connection: Connection, folder_id: str, position: int) -> bool:
     """Whether the folder's images are as they were. A folder without a row is not known to be."""
     row = connection.execute(CHANGED, (folder_id,)).fetchone()
@@ -140,23 +141,11 @@ def _unchanged(connection: Connection, folder_id: str, position: int) -> bool:
     return bool(row[1] <= position)
 
 
-def _plain(connection: Connection, asked: ListQuestion, position: int) -> Listing | None:
-    """The page of a plain list; None where it would be too large for one answer."""
+def _plain(connection: Connection, asked: ListQuestion, position: int) -> Listing:
+    """The page of a plain list."""
     after = "" if asked.page is None else asked.page.last_id
-    key = (asked.folder_id, after)
-    count, last_id, wires, tags, ids = connection.execute(PAGE, (*key, asked.limit)).fetchone()
-    if not count:
-        return Listing(b"", None, position)
-    wrong = first_wrong(wires, tags, ids, folder_id=asked.folder_id, after=after, count=count)
-    if wrong is not None:
-        row = connection.execute(WRONG, (*key, wrong)).fetchone()
-        raise RowDamaged(table="listing", position=0 if row is None else row[0])
-    if len(wires) > PAGE_BYTES_MAX:
-        return None
-    more = (
-        count == asked.limit and connection.execute(MORE, (asked.folder_id, last_id)).fetchone() is not None
-    )
-    return Listing(wires, Page(position, last_id) if more else None, position)
+    page = chunks.page(connection, asked.folder_id, after=after, limit=asked.limit, bytes_max=PAGE_BYTES_MAX)
+    return Listing(page.wires, Page(position, page.last_id) if page.has_more else None, position)
 
 
 def _as_asked(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
@@ -12,6 +13,7 @@ from eventstore.event import Event, Position
 from eventstore.reader import LogReader
 from eventstore.upcast import Upcasters, upcast
 
+from . import chunks
 from .domain.command import Image, Operation, Source
 from .domain.evolve import IMAGE_EVENTS, LOG_EVENTS, SOURCE_EVENTS, EventUnknown
 from .domain.image import evolve_image
@@ -29,7 +31,6 @@ from .rows import (
     IMAGE,
     IMAGE_INSERT,
     LIFE_INSERT,
-    LISTING_WRITE,
     OPERATION,
     OPERATION_INSERT,
     SOURCE,
@@ -48,7 +49,6 @@ from .rows import (
     operation_row,
     sealed,
     source_row,
-    tag,
     unpack,
     wire_crc,
 )
@@ -68,7 +68,6 @@ FROM image
 WHERE folder_id = ? AND name = ? AND name != '' AND until IS NULL
 """
 IMAGE_CLOSE = "UPDATE image SET until = ?, crc = ?, wire = NULL, wire_crc = NULL WHERE since = ?"
-LISTING_DELETE = "DELETE FROM listing WHERE folder_id = ? AND id = ?"
 LIFE_CLOSE = "UPDATE image_life SET died = ?, crc = ? WHERE folder_id = ? AND id = ?"
 FAMILY_READY = f"""
 SELECT {IMAGE}
@@ -146,11 +145,12 @@ class Projector:
         # The current versions that this transaction has read or made, and the folders that it has changed.
         self._images: dict[str, _Image | None] = {}
         self._changed: dict[str, int] = {}
+        # Ready answers that `commit` writes into the chunks of their folders, each chunk once.
+        self._listed: defaultdict[str, dict[str, bytes | None]] = defaultdict(dict)
 
     def begin(self) -> None:
         """Raises RowDamaged where the file does not say whole how far it has come."""
-        self._images.clear()
-        self._changed.clear()
+        self._forget()
         if self._identity is None:
             row = self._execute(APPLIED_ROW).fetchone()
             if row is None:
@@ -165,6 +165,8 @@ class Projector:
             raise AssertionError("commit without begin")
         for folder_id, position in self._changed.items():
             self._execute(FOLDER_WRITE, folder_row(folder_id, position))
+        for folder_id, wires in self._listed.items():
+            chunks.change(self._connection, folder_id, wires)
         log_id, encoding = self._identity
         row = applied_row(log_id=log_id, position=last.position, leaf=leaf, at=last.at, encoding=encoding)
         self._execute(APPLIED_UPDATE, row)
@@ -172,8 +174,7 @@ class Projector:
 
     def rollback(self) -> None:
         """Leave nothing of the transaction. Never raises: its caller already has an error to report."""
-        self._images.clear()
-        self._changed.clear()
+        self._forget()
         database.roll_back(self._connection)
 
     def close(self) -> None:
@@ -182,6 +183,11 @@ class Projector:
             self._closed = True
             self.rollback()
             self._connection.close()
+
+    def _forget(self) -> None:
+        self._images.clear()
+        self._changed.clear()
+        self._listed.clear()
 
     # What `decide` may ask: the State protocol, read through this transaction.
 
@@ -268,14 +274,13 @@ class Projector:
             self._execute(IMAGE_CLOSE, (position, ended(row.crc, position), row.since))
         if after is None:
             self._images[image_id] = None
-            self._execute(LISTING_DELETE, (folder_id, image_id))
+            self._listed[folder_id][image_id] = None
         else:
             wire = self._encode(after)
             version = sealed(image_row(after, position))
             self._images[image_id] = _Image(position, after, version[CRC])
             self._execute(IMAGE_INSERT, (*version, wire, wire_crc(wire, since=position, image_id=image_id)))
-            key = tag(wire, folder_id=folder_id, image_id=image_id)
-            self._execute(LISTING_WRITE, (folder_id, image_id, wire, key))
+            self._listed[folder_id][image_id] = wire
         if before is None:
             self._execute(LIFE_INSERT, sealed((folder_id, image_id, position)))
         elif after is None:

@@ -13,9 +13,10 @@ from .damage import damage_told, told
 from .domain.command import Image, Operation, Source
 from .domain.refusals import NotFound
 from .encoding import Encode
-from .filters import Condition, Order
+from .filters import Condition, Order, equality
+from .history import FamilyAnswer, family_answers
 from .listing import Listing as Listing
-from .listing import ListQuestion, listing
+from .listing import ListQuestion, listing, named
 from .pages import Page, PageTokenInvalid
 from .rows import (
     CRC_MAX,
@@ -165,6 +166,12 @@ class Queries:
     def close(self) -> None:
         self._connection.close()
 
+    def move_to(self, connection: Connection) -> None:
+        """Answer from another file of the same position. Between two questions, in the thread that asks."""
+        before, self._connection = self._connection, connection
+        self._execute = connection.execute
+        before.close()
+
     def interrupt(self) -> None:
         """End the query that another thread runs on this connection."""
         self._connection.interrupt()
@@ -241,6 +248,15 @@ class Queries:
             raise RowDamaged(table="image", position=since or born)
         return _answer(wire, wire_crc, since, image_id, position, applied_crc)
 
+    @damage_told
+    def family_answers(
+        self, folder_id: str, family: str, *, at: int, after: int, limit: int
+    ) -> list[FamilyAnswer]:
+        """What a family resolved to, as `history.family_answers` has it. Raises RowDamaged."""
+        return family_answers(
+            self._connection, folder_id=folder_id, family=family, at=at, after=after, limit=limit
+        )
+
     def _resolved(self, image_id: str, *, since: int, at: int) -> Answer:
         """The image that a family resolved to then, which must have been there."""
         try:
@@ -263,6 +279,11 @@ class Queries:
 
         Raises RowDamaged, PageTokenInvalid.
         """
+        if page is None and at is None and len(conditions) == 1:
+            name = equality(conditions, "name")
+            found = named(self._connection, folder_id, name) if name else None
+            if found is not None:
+                return found
         asked = ListQuestion(folder_id=folder_id, limit=limit, conditions=conditions, order=order, page=page)
         with Snapshot(self._connection):
             applied = applied_position(self._connection)

@@ -8,15 +8,14 @@ has changed is a wrong CRC, too.
 
 from __future__ import annotations
 
-import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from operator import lt
 from typing import Any, NamedTuple, cast
 
 import msgpack
 
 from eventstore.database import Connection
+from eventstore.packing import packer
 
 from .damage import RowDamaged as RowDamaged
 from .domain.command import Image, Operation, Source
@@ -24,7 +23,6 @@ from .encoding import Encode as Encode
 from .schema import PROJECTOR_VERSION
 
 Row = tuple[Any, ...]
-_TAG = struct.Struct("<II")
 CRC_MAX = 0xFFFFFFFF
 
 # The columns of whole rows, in the order of the *_row functions.
@@ -49,11 +47,6 @@ def of(alias: str, columns: str) -> str:
 IMAGE_INSERT = f"""
 INSERT INTO image ({IMAGE}, wire, wire_crc)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-LISTING_WRITE = """
-INSERT INTO listing (folder_id, id, wire, tag)
-VALUES (?, ?, ?, ?)
-ON CONFLICT (folder_id, id) DO UPDATE SET wire = excluded.wire, tag = excluded.tag
 """
 FOLDER_WRITE = """
 INSERT INTO folder (folder_id, changed, crc)
@@ -87,9 +80,8 @@ WHERE id = :id AND until = :until
 SOURCE_VERSION = f"SELECT {SOURCE} FROM source WHERE since = ?"
 
 
-def pack(value: Image | Operation | Source | Sequence[Any]) -> bytes:
-    """Canonical msgpack: a state's keys are in byte order by construction."""
-    return cast("bytes", msgpack.packb(value))
+# Canonical msgpack: a state's keys are in byte order by construction.
+pack = packer()
 
 
 def seal(columns: Sequence[Any]) -> int:
@@ -99,7 +91,7 @@ def seal(columns: Sequence[Any]) -> int:
 
 def ended(crc: int, until: int) -> int:
     """The CRC of a row that ends now; `crc` is the one it had until then."""
-    return zlib.crc32(cast("bytes", msgpack.packb(until)), crc)
+    return zlib.crc32(pack(until), crc)
 
 
 def sealed(columns: Row, *, until: int | None = None) -> Row:
@@ -111,7 +103,7 @@ def sealed(columns: Row, *, until: int | None = None) -> Row:
 def is_whole(row: Row) -> bool:
     """Whether a row is what was written."""
     until, stored = row[-2:]
-    crc = zlib.crc32(cast("bytes", msgpack.packb(row[:-2])))
+    crc = zlib.crc32(pack(row[:-2]))
     return bool((crc if until is None else ended(crc, until)) == stored)
 
 
@@ -146,37 +138,8 @@ def ready(wire: Any, stored: int, *, since: int, image_id: str) -> bytes:
     return wire
 
 
-def tag(wire: bytes, *, folder_id: str, image_id: str) -> bytes:
-    """Length and CRC-32 of ready bytes under their key, 8 bytes: many in a row say where each one ends."""
-    return _TAG.pack(len(wire), zlib.crc32(wire, zlib.crc32(image_id.encode(), _folder_seed(folder_id))))
-
-
-def first_wrong(wires: Any, tags: Any, ids: Any, *, folder_id: str, after: str, count: int) -> int | None:
-    """The index of the first element that is not what its tag says, None if all are and in order.
-
-    `ids` has a line for each element; the first one's is greater than `after`.
-    """
-    if not (type(wires) is bytes and type(tags) is bytes and type(ids) is bytes):
-        return 0
-    names = ids.split(b"\n")
-    if len(tags) != count * _TAG.size or len(names) != count:
-        return 0
-    if not all(map(lt, (after.encode(), *names), names)):
-        return 0
-    view, start, crc32, seed = memoryview(wires), 0, zlib.crc32, _folder_seed(folder_id)
-    for index, (length, expected) in enumerate(_TAG.iter_unpack(tags)):
-        end = start + length
-        if crc32(view[start:end], crc32(names[index], seed)) != expected:
-            return index
-        start = end
-    return None if start == len(wires) else count - 1
-
-
-def _folder_seed(folder_id: str) -> int:
-    return zlib.crc32(folder_id.encode() + b"\0")
-
-
 def position_crc(position: int) -> int:
+    """CRC-32 of an applied position, beside which it is read without the rest of its row."""
     return zlib.crc32(b"%d" % position)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-PROJECTOR_VERSION = 3
+PROJECTOR_VERSION = 4
 
 migrations = Migrations("projections")
 
@@ -44,14 +44,15 @@ CREATE TABLE image (
   wire_crc INTEGER
 ) STRICT;
 
--- The ready answers again, as neighbours in the order of a plain list: 1000 of them are read from a few dozen
--- pages of the file, where `image` has them in a thousand. `tag` has the length and a CRC-32.
+-- The ready answers again, as neighbours in the order of a plain list, a few dozen a row: see chunks.py.
 CREATE TABLE listing (
   folder_id TEXT NOT NULL,
-  id TEXT NOT NULL,
-  wire BLOB NOT NULL,
-  tag BLOB NOT NULL,
-  PRIMARY KEY (folder_id, id)
+  first TEXT NOT NULL,
+  ids TEXT NOT NULL,
+  ends BLOB NOT NULL,
+  wires BLOB NOT NULL,
+  crc INTEGER NOT NULL,
+  PRIMARY KEY (folder_id, first)
 ) STRICT, WITHOUT ROWID;
 
 -- The position of the last event of an image of a folder: as of that one and later, its images are as now.

@@ -6,6 +6,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from itertools import count
 from random import getrandbits
 from typing import Any
 
@@ -14,16 +15,21 @@ from grpc import StatusCode
 from projections.domain.command import Asked
 from server.status import CallRefused
 
+IDS = frozenset({"x-client-request-id", "x-request-id", "x-client-trace-id"})
 REQUEST_ID = re.compile(r"[\x20-\x7e]{1,64}")
 UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 REASON_MAX = 256
 DEADLINE_S_MAX = 3600.0
 
 
+# What the ids of one process begin with; a count of its calls follows, from a random one.
+_PROCESS = str(uuid.UUID(int=getrandbits(128), version=4))[:24]
+_numbers = count(getrandbits(47))
+
+
 def new_request_id() -> str:
-    """A UUID (version 4) for a call that brings none. It guards nothing, so plain chance is enough."""
-    text = f"{getrandbits(128):032x}"
-    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-a{text[17:20]}-{text[20:]}"
+    """A UUID (version 4) for a call that brings none. It guards nothing, so it need not be hard to guess."""
+    return f"{_PROCESS}{next(_numbers):012x}"
 
 
 ServicerContext = Any  # grpc.aio's context; its stubs know no type that fits both kinds of handler.
@@ -55,6 +61,11 @@ class Call:
         self.initial: list[tuple[str, str]] = []
         self.trailing: list[tuple[str, str]] = []
         self._sent_initial = False
+        # Most callers send none of the three, and then one look says so.
+        self.has_ids = False
+        if IDS.isdisjoint(self.metadata):
+            self.request_id = self.trace_id = new_request_id()
+            return
         asked = self._text_id("x-client-request-id") or self._text_id("x-request-id")
         traced = self._text_id("x-client-trace-id")
         self.request_id = asked or new_request_id()
@@ -75,6 +86,11 @@ class Call:
         """Whether the caller wants another answer than the present one of this node."""
         return "x-as-of" in self.metadata or "x-min-position" in self.metadata
 
+    @property
+    def names_position(self) -> bool:
+        """Whether the caller names the position to read at least."""
+        return "x-min-position" in self.metadata
+
     def deadline(self) -> float:
         """When the caller stops waiting, on the monotonic clock in seconds."""
         remaining = self.context.time_remaining()
@@ -90,8 +106,10 @@ class Call:
 
     def closing(self) -> tuple[tuple[str, str | bytes], ...]:
         """The trailing metadata of every answer."""
-        position = [] if self.position is None else [("x-log-position", str(self.position))]
-        return (*self._ids(), *position, *self.trailing)
+        ids = self._ids()
+        if self.position is not None:
+            ids.append(("x-log-position", str(self.position)))
+        return (*ids, *self.trailing) if self.trailing else tuple(ids)
 
     def _ids(self) -> list[tuple[str, str]]:
         return [("x-request-id", self.request_id), ("x-server-trace-id", self.trace_id)]

@@ -10,7 +10,15 @@ from grpc import StatusCode
 
 from eventstore.event import Position
 from eventstore.reader import LogReader
-from projections.moments import AtPosition, TimeBeyondLogs, format_time, parse_moment
+from projections.moments import (
+    AtHead,
+    AtPosition,
+    AtTime,
+    Moment,
+    TimeBeyondLogs,
+    format_time,
+    parse_moment,
+)
 from projections.queries import Queries
 from server.call import Call
 from server.status import CallRefused
@@ -29,6 +37,9 @@ class Moments:
         self._queries = queries
         self._writer = writer
         self._clock = clock
+        # The applied position and its event's time when they were last asked for: they never go back.
+        self._applied = 0
+        self._newest = 0
 
     async def position(self, call: Call) -> int | None:
         """The position that the call asks as of; None is now. Raises CallRefused, MomentInvalid."""
@@ -46,15 +57,45 @@ class Moments:
             return self._known(moment.position)
         return await self._at_time(moment.ns, call)
 
-    def _known(self, position: int) -> int:
-        applied = self._queries.applied()[1]
-        if position > applied:
-            raise _out_of_range(f"Position {position} is beyond the head of the log, {applied}", "x-as-of")
+    async def resolve(self, moment: Moment, call: Call, *, head: Callable[[], int], field: str) -> int:
+        """The position of a moment that a field of the request names, by the same rules.
+
+        `head` gives the last position that may be asked for; it is asked when times have settled.
+        Raises CallRefused.
+        """
+        match moment:
+            case AtHead():
+                return head()
+            case AtPosition(position):
+                pass
+            case AtTime(ns):
+                position = await self._at_time_of(field, ns, call)
+        if position > (last := head()):
+            raise _out_of_range(f"Position {position} is beyond the head of the log, {last}", field)
         return position
 
+    async def _at_time_of(self, field: str, ns: int, call: Call) -> int:
+        try:
+            return await self._at_time(ns, call)
+        except CallRefused as refused:
+            if refused.field is None:
+                raise
+            raise CallRefused(refused.code, str(refused), reason=refused.reason, field=field) from None
+
+    def _known(self, position: int) -> int:
+        if not self._has_applied(position):
+            raise _out_of_range(
+                f"Position {position} is beyond the head of the log, {self._applied}", "x-as-of"
+            )
+        return position
+
+    def _look(self) -> None:
+        _, self._applied, self._newest = self._queries.applied()
+
     async def _at_time(self, at: int, call: Call) -> int:
-        newest = self._queries.applied()[2]
-        if at > newest and at > self._writer.closed_at:
+        if at > self._newest:
+            self._look()
+        if at > self._newest and at > self._writer.closed_at:
             await self._settle(at, call)
         position = self._log.position_at(at)
         if position == 0:
@@ -88,11 +129,13 @@ class Moments:
                 field="x-min-position",
             )
         wanted = int(text)
+        if wanted <= self._applied:
+            return
         head = self._log.head()
         if wanted > head:
             raise _out_of_range(f"Position {wanted} is beyond the head of the log, {head}", "x-min-position")
         give_up = min(time.monotonic() + WAIT_S_MAX, call.deadline())
-        while self._queries.applied()[1] < wanted:
+        while not self._has_applied(wanted):
             if time.monotonic() > give_up:
                 raise CallRefused(
                     StatusCode.UNAVAILABLE,
@@ -100,6 +143,11 @@ class Moments:
                     reason="NOT_APPLIED",
                 )
             await asyncio.sleep(POLL_S)
+
+    def _has_applied(self, position: int) -> bool:
+        if position > self._applied:
+            self._look()
+        return position <= self._applied
 
 
 def _out_of_range(message: str, field: str) -> CallRefused:

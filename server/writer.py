@@ -346,7 +346,8 @@ class Writer:
     def _commit(self, events: Sequence[Event]) -> None:
         """Make the rows of durable events visible. Raises OutcomeUnknown for whatever goes wrong here."""
         last = events[-1]
-        self._answers.changing({folder_of(event.stream) for event in events})
+        folders = {folder_of(event.stream) for event in events}
+        self._answers.changing(folders | {event.resource_id for event in events})
         try:
             self._projector.commit(last=last, leaf=self._log.leaf(last.position))
         except Exception as error:

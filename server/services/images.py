@@ -14,10 +14,10 @@ from projections.domain.image import UPDATABLE, CreateImage, DeleteImage, Update
 from projections.filters import Condition, Order, equality, parse_filter, parse_order
 from projections.listing import PAGE_BYTES_MAX, Listing
 from projections.pages import Page, decode_page, encode_page, question
-from projections.queries import Queries
+from projections.queries import Answer, Queries
 from projections.rows import OperationView
 from server import ids
-from server.answers import Answers, Kept
+from server.answers import Answers, Kept, Key
 from server.call import Call
 from server.encode import IMAGE_SERVICE, frame, operation_bytes, unframe
 from server.gen.yandex.cloud.access import access_pb2
@@ -70,33 +70,54 @@ class ImageService:
         }
 
     async def get(self, call: Call, request: pb.GetImageRequest) -> bytes:
-        at = await self._moments.position(call)
-        answer = self._queries.image(request.image_id, at=at)
-        call.position = answer.position
-        return unframe(answer.wire)
+        at = await self._moments.position(call) if call.asks_moment else None
+        image_id = request.image_id
+        key = (image_id, "Get", at)
+        return self._kept(call, key) or self._read(call, key, lambda: self._queries.image(image_id, at=at))
 
     async def latest(self, call: Call, request: pb.GetImageLatestByFamilyRequest) -> bytes:
-        at = await self._moments.position(call)
-        answer = self._queries.latest(request.folder_id, request.family, at=at)
-        call.position = answer.position
-        return unframe(answer.wire)
+        at = await self._moments.position(call) if call.asks_moment else None
+        folder_id, family = request.folder_id, request.family
+        key = (folder_id, "GetLatestByFamily", family, at)
+        return self._kept(call, key) or self._read(
+            call, key, lambda: self._queries.latest(folder_id, family, at=at)
+        )
+
+    def _kept(self, call: Call, key: Key) -> bytes | None:
+        """The answer where it is kept. A caller who names a position wants to read, and reads."""
+        kept = None if call.names_position else self._answers.find(key)
+        if kept is None:
+            return None
+        wire, call.position = kept
+        return wire
+
+    def _read(self, call: Call, key: Key, read: Callable[[], Answer]) -> bytes:
+        """The image's bytes, read now and kept. The key ends with the moment that was asked about."""
+        begun = self._answers.begin()
+        framed, call.position = read()
+        wire = unframe(framed)
+        self._answers.keep(key, Kept(wire, call.position, key[-1] is not None), begun=begun)
+        return wire
 
     async def list(self, call: Call, request: pb.ListImagesRequest) -> bytes:
         if request.page_token or call.asks_moment:
             return (await self._list(call, request)).wire
-        key = (request.folder_id, request.page_size, request.filter, request.order_by)
-        kept = self._answers.find(key)
-        if kept is None:
-            begun = self._answers.begin()
-            kept = await self._list(call, request)
-            self._answers.keep(key, kept, begun=begun)
-        call.position = kept.position
-        return kept.wire
+        key = (request.folder_id, "List", request.page_size, request.filter, request.order_by)
+        kept = self._kept(call, key)
+        if kept is not None:
+            return kept
+        begun = self._answers.begin()
+        listed = await self._list(call, request)
+        self._answers.keep(key, listed, begun=begun)
+        return listed.wire
 
     async def _list(self, call: Call, request: pb.ListImagesRequest) -> Kept:
         conditions, order = parse_filter(request.filter), parse_order(request.order_by)
-        asked = _question("List", request.folder_id, request.filter, request.order_by, call)
-        page = decode_page(request.page_token, asked) if request.page_token else None
+
+        def asked() -> bytes:
+            return _question("List", request.folder_id, request.filter, request.order_by, call)
+
+        page = decode_page(request.page_token, asked()) if request.page_token else None
         at = None if page is not None else await self._moments.position(call)
         limit = request.page_size or PAGE_SIZE_DEFAULT
 
@@ -111,7 +132,9 @@ class ImageService:
         else:
             listing = await self._readers.run(ask, deadline=call.deadline())
         call.position = listing.position
-        return Kept(listing.wire + _next_page(listing.next_page, asked), listing.position)
+        if listing.next_page is None:
+            return Kept(listing.wire, listing.position)
+        return Kept(listing.wire + _next_page(listing.next_page, asked()), listing.position)
 
     async def operations(self, call: Call, request: pb.ListImageOperationsRequest) -> bytes:
         asked = _question("ListOperations", request.image_id, "", "", call)
@@ -124,9 +147,8 @@ class ImageService:
             wires = _sized(views[:limit])
             more = len(wires) < len(views)
             first = str(views[len(wires) - 1].operation["first"])
-            return Kept(
-                b"".join(wires) + _next_page(Page(position, first) if more else None, asked), position
-            )
+            token = _next_page(Page(position, first), asked) if more else b""
+            return Kept(b"".join(wires) + token, position)
 
         # Off the event loop: a page of operations is a page of images, each encoded anew.
         answer = await self._readers.run(ask, deadline=call.deadline())
@@ -229,6 +251,6 @@ def _is_bounded(conditions: tuple[Condition, ...], order: Order, *, is_now: bool
     return is_now and not conditions and order.field == "id"
 
 
-def _next_page(page: Page | None, asked: bytes) -> bytes:
+def _next_page(page: Page, asked: bytes) -> bytes:
     """ListImagesResponse.next_page_token and ListImageOperationsResponse.next_page_token are field 2."""
-    return b"" if page is None else frame(encode_page(page, asked).encode(), 2)
+    return frame(encode_page(page, asked).encode(), 2)

@@ -16,7 +16,7 @@ from projections.store import ProjectionFiles, build
 from server.encode import image_frame
 from tests.bench.generate import generate
 
-TABLES = ("image", "image_life", "family_latest", "operation", "source", "blob_use")
+TABLES = ("image", "listing", "folder", "image_life", "family_latest", "operation", "source", "blob_use")
 
 
 def ratios(directory: Path, *, events: int, rounds: int) -> tuple[list[float], float, float]:

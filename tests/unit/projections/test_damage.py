@@ -152,11 +152,18 @@ def asked(path: Path, ask: Ask) -> Any:
         ),
         pytest.param("UPDATE family_latest SET image_id = 'b'", "latest-as-of", id="resolved-as-of"),
         pytest.param("DELETE FROM image WHERE id = 'e'", "latest", id="resolved-to-nothing"),
-        pytest.param("UPDATE listing SET wire = x'80' WHERE id = 'b'", "list", id="listing-wire"),
-        pytest.param("UPDATE listing SET tag = x'80' WHERE id = 'b'", "list", id="listing-tag"),
-        pytest.param("UPDATE listing SET id = 'bb' WHERE id = 'b'", "list", id="listing-id"),
-        pytest.param("UPDATE listing SET id = 'b' || char(10) WHERE id = 'b'", "list", id="listing-id-line"),
-        pytest.param("UPDATE listing SET id = 'ab' WHERE id = 'a'", "first-page", id="listing-page"),
+        *(
+            pytest.param(f"UPDATE listing SET {what}", question, id=f"listing-{what}-{question}")
+            for what in (
+                "wires = CAST(substr(wires, 1, 9) || x'80' || substr(wires, 11) AS BLOB)",
+                "ids = replace(ids, 'b', 'bb')",
+                "ids = replace(ids, 'b', 'b' || char(10))",
+                "ends = x'80'",
+                "first = 'a'",
+                "crc = 1",
+            )
+            for question in ("list", "first-page")
+        ),
         pytest.param("UPDATE folder SET changed = 3", "next-page-later", id="folder-changed"),
         *(
             pytest.param(
@@ -294,10 +301,10 @@ def test_an_interrupted_question_leaves_the_connection_usable(
         "UPDATE image SET name = 'yy' WHERE id = 'b'",
         "UPDATE image SET wire = x'80' WHERE until IS NULL",
         "UPDATE image SET sha256 = ''",
-        "UPDATE listing SET wire = x'80' WHERE id = 'b'",
-        "UPDATE listing SET folder_id = 'g' WHERE id = 'b'",
-        "DELETE FROM listing WHERE id = 'b'",
-        "INSERT INTO listing SELECT folder_id, 'x', wire, tag FROM listing WHERE id = 'b'",
+        "UPDATE listing SET wires = x'80'",
+        "UPDATE listing SET folder_id = 'g'",
+        "DELETE FROM listing",
+        "INSERT INTO listing SELECT folder_id, 'x', ids, ends, wires, crc FROM listing",
         "UPDATE operation SET actor = 'bob'",
         "UPDATE source SET sha256 = 'x'",
         "UPDATE applied SET at = 1",
