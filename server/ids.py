@@ -11,6 +11,9 @@ OPERATION = "fdo"
 SOURCE = {"DISK": "fdd", "SNAPSHOT": "fds"}
 TIME_CHARACTERS = 9  # 45 bits of milliseconds: past the year 3000.
 RANDOM_BYTES = 5  # 40 bits, 8 characters.
+TIME_MAX = 2 ** (5 * TIME_CHARACTERS) - 1
+_PAIRS = [one + other for one in ALPHABET for other in ALPHABET]
+_PLACES = range(70, -10, -10)
 
 
 def make(prefix: str, *, now_ns: int, random_bytes: bytes) -> str:
@@ -19,12 +22,7 @@ def make(prefix: str, *, now_ns: int, random_bytes: bytes) -> str:
         raise ValueError(
             f"an id needs 3 characters and {RANDOM_BYTES} bytes, not {prefix!r}, {len(random_bytes)}"
         )
-    return (
-        prefix
-        + _text(now_ns // 1_000_000, TIME_CHARACTERS)
-        + _text(int.from_bytes(random_bytes, "big"), RANDOM_BYTES * 8 // 5)
-    )
-
-
-def _text(number: int, characters: int) -> str:
-    return "".join(ALPHABET[number >> 5 * place & 31] for place in reversed(range(characters)))
+    milliseconds = now_ns // 1_000_000 & TIME_MAX
+    number = milliseconds << 8 * RANDOM_BYTES | int.from_bytes(random_bytes, "big")
+    # Seventeen characters: one, then eight pairs.
+    return prefix + ALPHABET[number >> 80] + "".join([_PAIRS[number >> place & 1023] for place in _PLACES])

@@ -163,7 +163,7 @@ class ImageService:
         values = _created(fields(request))
         source_field = cast("str", request.WhichOneof("source"))
         command = CreateImage(
-            asked=self._asked(call, fields(request)),
+            asked=self._asked(call, lambda: fields(request)),
             image_id=self._new_id(ids.IMAGE),
             source_field=source_field,
             source_id=getattr(request, source_field),
@@ -186,17 +186,20 @@ class ImageService:
 
     async def update(self, call: Call, request: pb.UpdateImageRequest) -> bytes:
         mask = tuple(sorted(set(request.update_mask.paths)))
-        asked = self._asked(call, fields(request, keep=mask))
+        asked = self._asked(call, lambda: fields(request, keep=mask))
         values = fields(request, keep=UPDATABLE)
         command = UpdateImage(asked=asked, image_id=request.image_id, mask=mask, values=values)
         return _answered(call, await self._writer.submit(command, deadline=call.deadline()))
 
     async def delete(self, call: Call, request: pb.DeleteImageRequest) -> bytes:
-        command = DeleteImage(asked=self._asked(call, fields(request)), image_id=request.image_id)
+        command = DeleteImage(asked=self._asked(call, lambda: fields(request)), image_id=request.image_id)
         return _answered(call, await self._writer.submit(command, deadline=call.deadline()))
 
-    def _asked(self, call: Call, request: Mapping[str, Value]) -> Asked:
-        return call.asked(operation_id=self._new_id(ids.OPERATION), fingerprint=lambda: fingerprint(request))
+    def _asked(self, call: Call, request: Callable[[], Mapping[str, Value]]) -> Asked:
+        """Who asks; the request's fields are looked at only where a key binds it to them."""
+        return call.asked(
+            operation_id=self._new_id(ids.OPERATION), fingerprint=lambda: fingerprint(request())
+        )
 
     def _new_id(self, prefix: str) -> str:
         return ids.make(prefix, now_ns=self._clock(), random_bytes=secrets.token_bytes(ids.RANDOM_BYTES))
