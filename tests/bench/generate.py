@@ -24,16 +24,17 @@ LARGE_FOLDERS = 4
 SERVICE = "yandex.cloud.compute.v1.ImageService"
 
 
-def generate(path: Path, *, events: int, seed: int = 1) -> None:
-    """A log of this many events, or one or two more, at `path`."""
+def generate(path: Path, *, events: int, seed: int = 1, one_folder: str | None = None) -> None:
+    """A log of this many events, or one or two more; with all images in one folder where it is named."""
     with EventLog.open(path) as log:
         log.create_if_empty(log_id=new_log_id(random.Random(seed).randbytes(16)), at=START_NS)
-        _Generator(log, random.Random(seed)).run(events)
+        _Generator(log, random.Random(seed), one_folder).run(events)
 
 
 class _Generator:
-    def __init__(self, log: EventLog, random_: random.Random) -> None:
+    def __init__(self, log: EventLog, random_: random.Random, one_folder: str | None) -> None:
         self._log = log
+        self._one_folder = one_folder
         self._random = random_
         self._state = MemoryState()
         self._versions: dict[str, int] = {}
@@ -144,6 +145,8 @@ class _Generator:
         return DeleteImage(asked=self._asked("Delete"), image_id=self._images.pop())
 
     def _folder(self) -> str:
+        if self._one_folder is not None:
+            return self._one_folder
         if self._random.random() < 0.3:
             return f"large-{self._random.randrange(LARGE_FOLDERS)}"
         return f"folder-{int(self._random.paretovariate(0.6)) % 100_000}"
