@@ -195,3 +195,159 @@ class NotALog(EventStoreError):
 
     def __str__(self) -> str:
         return f"{self.path} is not an event log: {self.reason}; check the data directory"
+
+
+class ProofWrong(EventStoreError):
+    """A Merkle proof that does not lead where it must. `kind` is inclusion or consistency."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(kind, reason)
+        self.kind = kind
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the {self.kind} proof proves nothing: {self.reason}; believe nothing that rests on it"
+
+
+class NoteMalformed(EventStoreError):
+    """A text that is no signed note, or a note whose text is no checkpoint."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"this is no signed checkpoint: {self.reason}; take the note byte for byte as it was published"
+
+
+class NoteUnverified(EventStoreError):
+    """A note that none of the keys given has signed. Keys are written name+id, as at the start of a vkey."""
+
+    def __init__(self, signed_by: tuple[str, ...], known: tuple[str, ...]) -> None:
+        super().__init__(signed_by, known)
+        self.signed_by = signed_by
+        self.known = known
+
+    def __str__(self) -> str:
+        return (
+            f"the note is signed by {', '.join(self.signed_by)}, and by none of the keys to believe "
+            f"({', '.join(self.known)}); check that note and key are of the same log"
+        )
+
+
+class SignatureWrong(EventStoreError):
+    """A note with a signature under a known key that is not of this text. `key` is written name+id."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"the note is not what {self.key} signed: text or signature was changed; take the original"
+
+
+class KeyMalformed(EventStoreError):
+    """A text that is no key. It may be a secret, so no error quotes it."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(kind, reason)
+        self.kind = kind
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"this is no {self.kind}: {self.reason}; give the text as it was made, on one line"
+
+
+class KeyFileRefused(EventStoreError):
+    """A key file that cannot be made, or must not be used. `remedy` says what to do with it."""
+
+    def __init__(self, path: Path, reason: str, remedy: str) -> None:
+        super().__init__(path, reason, remedy)
+        self.path = path
+        self.reason = reason
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"the key file {self.path} {self.reason}; {self.remedy}"
+
+
+class ForeignCheckpoint(EventStoreError):
+    """A checkpoint of another log."""
+
+    def __init__(self, origin: str, log_id: str) -> None:
+        super().__init__(origin, log_id)
+        self.origin = origin
+        self.log_id = log_id
+
+    def __str__(self) -> str:
+        return f"the checkpoint is of log {self.origin}, this is {self.log_id}; give one of this log"
+
+
+class CheckpointContradicted(EventStoreError):
+    """A log whose first `size` events are not those that a checkpoint of it vouches for. Hashes in hex."""
+
+    def __init__(self, size: int, root: str, actual: str) -> None:
+        super().__init__(size, root, actual)
+        self.size = size
+        self.root = root
+        self.actual = actual
+
+    def __str__(self) -> str:
+        return (
+            f"the first {self.size} events have the root {self.actual}, the checkpoint says {self.root}: "
+            "the log is not the one that was signed; verify it, and restore it from a backup"
+        )
+
+
+class ReceiptMalformed(EventStoreError):
+    """A document that is no receipt and no consistency proof."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"this is no receipt: {self.reason}; give what `log prove` printed, unchanged"
+
+
+class ReceiptWrong(EventStoreError):
+    """A receipt or consistency proof that does not hold.
+
+    `step` is the first that failed: signature, origin, event, position, inclusion; older note, consistency.
+    """
+
+    def __init__(self, step: str, reason: str) -> None:
+        super().__init__(step, reason)
+        self.step = step
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the proof fails at its {self.step}: {self.reason}; it proves nothing, ask for another one"
+
+
+class EntryTooLarge(EventStoreError):
+    """An event that the entry bundles of tlog-tiles have no room for."""
+
+    def __init__(self, position: int, size_bytes: int, size_bytes_max: int) -> None:
+        super().__init__(position, size_bytes, size_bytes_max)
+        self.position = position
+        self.size_bytes = size_bytes
+        self.size_bytes_max = size_bytes_max
+
+    def __str__(self) -> str:
+        return (
+            f"the event at position {self.position} has {self.size_bytes} bytes, an entry bundle takes "
+            f"{self.size_bytes_max} each; export it in another format"
+        )
+
+
+class TilesRefused(EventStoreError):
+    """A folder whose tiles are of another log, or ahead of what was to be written."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"no tiles are written into {self.path}: {self.reason}; give another folder"

@@ -37,6 +37,11 @@ def leaf_index(position: Position) -> LeafIndex:
     return LeafIndex(position - 1)
 
 
+def position_of(index: LeafIndex) -> Position:
+    """The position of the event of a leaf. Inverse: leaf_index."""
+    return Position(index + 1)
+
+
 def leaf_hash(body: bytes) -> bytes:
     """The leaf of an event's canonical bytes. Source: RFC 6962 §2.1."""
     return sha256(b"\x00" + body).digest()

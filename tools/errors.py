@@ -5,15 +5,27 @@ from __future__ import annotations
 from eventstore import database
 from eventstore.errors import (
     AppendFailed,
+    CheckpointContradicted,
+    EntryTooLarge,
     EnvelopeTooNew,
     EventStoreError,
+    ForeignCheckpoint,
     FormatTooNew,
+    KeyFileRefused,
+    KeyMalformed,
     LogCorrupt,
     LogLocked,
     LogUnreadable,
     NoSuchPosition,
     NotALog,
+    NoteMalformed,
+    NoteUnverified,
+    ProofWrong,
+    ReceiptMalformed,
+    ReceiptWrong,
     SchemaTooNew,
+    SignatureWrong,
+    TilesRefused,
 )
 from projections.domain.evolve import EventUnknown
 from projections.errors import QuestionInvalid
@@ -53,6 +65,18 @@ CODES: dict[type[Exception], str] = {
     QuestionInvalid: "INVALID_ARGUMENT",
     RowDamaged: "DATA_LOSS",
     SchemaTooNew: "FAILED_PRECONDITION",
+    CheckpointContradicted: "DATA_LOSS",
+    EntryTooLarge: "FAILED_PRECONDITION",
+    ForeignCheckpoint: "FAILED_PRECONDITION",
+    KeyFileRefused: "FAILED_PRECONDITION",
+    KeyMalformed: "INVALID_ARGUMENT",
+    NoteMalformed: "INVALID_ARGUMENT",
+    NoteUnverified: "FAILED_PRECONDITION",
+    ProofWrong: "DATA_LOSS",
+    ReceiptMalformed: "INVALID_ARGUMENT",
+    ReceiptWrong: "DATA_LOSS",
+    SignatureWrong: "DATA_LOSS",
+    TilesRefused: "FAILED_PRECONDITION",
     EventStoreError: "INTERNAL",
 }
 

@@ -25,6 +25,28 @@ ALL = [
     pytest.param(errors.LogLocked(Path("d/lock"), "pid 1"), ["d/lock", "pid 1", "stop"], id="locked"),
     pytest.param(errors.FormatTooNew(Path("d/log.db"), 2, 1), ["log.db", "2", "1"], id="format"),
     pytest.param(errors.NotALog(Path("d/log.db"), "no"), ["d/log.db", "no"], id="foreign"),
+    pytest.param(errors.ProofWrong("inclusion", "no"), ["inclusion", "no", "believe nothing"], id="proof"),
+    pytest.param(errors.NoteMalformed("no"), ["no", "byte for byte"], id="note"),
+    pytest.param(errors.NoteUnverified(("a+1",), ("b+2",)), ["a+1", "b+2", "same log"], id="unverified"),
+    pytest.param(errors.SignatureWrong("a+1"), ["a+1", "take the original"], id="signature"),
+    pytest.param(errors.KeyMalformed("public key", "no"), ["public key", "no", "one line"], id="key"),
+    pytest.param(
+        errors.KeyFileRefused(Path("d/k"), "is no key", "make one"),
+        ["d/k", "is no key", "make one"],
+        id="file",
+    ),
+    pytest.param(errors.ForeignCheckpoint("log-1", "log-2"), ["log-1", "log-2", "of this log"], id="origin"),
+    pytest.param(
+        errors.CheckpointContradicted(7, "aa", "bb"), ["7", "aa", "bb", "backup"], id="contradicted"
+    ),
+    pytest.param(errors.ReceiptMalformed("no"), ["no", "unchanged"], id="receipt"),
+    pytest.param(
+        errors.ReceiptWrong("inclusion", "no"), ["inclusion", "no", "another one"], id="receipt-wrong"
+    ),
+    pytest.param(
+        errors.EntryTooLarge(7, 70_000, 65_535), ["7", "70000", "65535", "another format"], id="entry"
+    ),
+    pytest.param(errors.TilesRefused(Path("d/t"), "no"), ["d/t", "no", "another folder"], id="tiles"),
 ]
 
 

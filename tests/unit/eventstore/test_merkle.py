@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from hashlib import sha256
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,26 +15,12 @@ from eventstore.merkle import (
     load_frontier,
     node_of,
     node_position,
+    position_of,
     root,
 )
+from tests.unit.eventstore.trees import bodies_of, naive_root
 
 SIZES = range(101)
-
-
-def naive_root(bodies: list[bytes]) -> bytes:
-    """MTH of RFC 6962 §2.1, as it is written there."""
-    if not bodies:
-        return sha256(b"").digest()
-    if len(bodies) == 1:
-        return sha256(b"\x00" + bodies[0]).digest()
-    split = 1
-    while split * 2 < len(bodies):
-        split *= 2
-    return sha256(b"\x01" + naive_root(bodies[:split]) + naive_root(bodies[split:])).digest()
-
-
-def bodies_of(size: int) -> list[bytes]:
-    return [b"event %d" % index for index in range(size)]
 
 
 def rows_of(size: int) -> list[bytes]:
@@ -89,6 +73,7 @@ def test_a_row_holds_every_complete_subtree_that_ends_there() -> None:
             node = node_of(rows[position - 1], level)
             assert node == naive_root(bodies[position - 2**level : position])
             assert node_position(level, (position >> level) - 1) == position
+        assert position_of(leaf_index(Position(position))) == position
 
 
 def test_a_short_row_is_refused() -> None:

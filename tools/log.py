@@ -1,0 +1,18 @@
+"""`imageledger log`: the events themselves."""
+
+from __future__ import annotations
+
+import click
+
+from tools.log_check import check
+from tools.log_events import show, watch
+
+
+@click.group()
+def log() -> None:
+    """The log itself: its events, and proofs that they are what was said."""
+
+
+log.add_command(check)
+log.add_command(show)
+log.add_command(watch)
