@@ -6,17 +6,20 @@ from pathlib import Path
 
 import click
 
+from eventstore.event import Position
 from eventstore.reader import LogReader
 from projections.changes import changes, image_json
 from projections.domain.command import Image
 from projections.moments import AtHead, Moment, format_seconds
 from projections.replay import changed, events_until, state_after
+from projections.steps import Walk
 from tools.errors import CommandFailed
 from tools.events_json import changes_json, event_json, event_text
 from tools.moments import moment_option, resolve
 from tools.options import data_option, json_option, option
 from tools.output import Table, note, print_json, print_json_line
 from tools.progress import counted
+from tools.step import Screen, run
 
 STATE_COLUMNS = ("id", "status", "folder_id", "name", "family", "created_at", "size")
 
@@ -28,6 +31,7 @@ STATE_COLUMNS = ("id", "status", "folder_id", "name", "family", "created_at", "s
 @option("--resource", "--image", metavar="ID", help="Only what happened to this image, disk or snapshot.")
 @option("--events", "as_events", is_flag=True, help="Show each event and what it changed; the default.")
 @option("--state", "as_state", is_flag=True, help="Show the images that the events lead to.")
+@option("--step", "as_steps", is_flag=True, help="Walk along the events at the terminal; ? lists the keys.")
 @json_option
 def replay(
     data: Path,
@@ -36,6 +40,7 @@ def replay(
     resource: str | None,
     as_events: bool,
     as_state: bool,
+    as_steps: bool,
     as_json: bool,
 ) -> None:
     """Fold the log anew, and show its events with what each changed, or the state they lead to.
@@ -50,9 +55,12 @@ def replay(
       imageledger replay --image fd8k7p2m4x9q1v6n3tbz
       imageledger replay --state --until 2026-11-23T10:00:00Z --json | jq '.images[].name'
       imageledger replay --from 1200 --json | jq -c 'select(.actor == "alice") | .changes'
+      imageledger replay --step --from 2026-11-23T10:00:00Z
     """
-    if as_events and as_state:
-        raise click.UsageError("--events and --state are two answers: give one of them")
+    if as_events + as_state + as_steps > 1:
+        raise click.UsageError("--events, --state and --step are different answers: give one of them")
+    if as_steps and as_json:
+        raise click.UsageError("--step is for people at a terminal: leave --json out, or use --events")
     if as_state and since is not None:
         raise click.UsageError(
             "--from does not go with --state: a state is made of all events before it; leave --from out"
@@ -61,12 +69,17 @@ def replay(
         last = resolve(log, until or AtHead())
         if as_state:
             _show_state(log, until=last, resource=resource, as_json=as_json)
+        elif as_steps:
+            screen = Screen(log, Walk(log, first=_first(log, since, last), last=last))
+            if resource is not None:
+                screen.follow(resource)
+            run(screen)
         else:
             _show_events(log, _first(log, since, last), last, resource=resource, as_json=as_json)
 
 
-def _first(log: LogReader, since: Moment | None, last: int) -> int:
-    first = 1 if since is None else resolve(log, since)
+def _first(log: LogReader, since: Moment | None, last: int) -> Position:
+    first = Position(1) if since is None else resolve(log, since)
     if since is not None and first > last:
         raise CommandFailed(
             "INVALID_ARGUMENT",
