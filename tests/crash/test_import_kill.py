@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import random
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,15 +13,11 @@ from eventstore.event import Event
 from eventstore.reader import LogReader
 from server.gen.imageledger.v1 import status_service_pb2
 from server.gen.yandex.cloud.compute.v1 import image_pb2
-from server.gen.yandex.cloud.operation import operation_pb2
 from tests.conformance.api import Api, Code
 from tests.conformance.sites import Site, ended, until
 from tests.harness import STATUS, Server, image_of
 from tests.unit.server.disk_images import tiny_raw
-from tests.unit.server.misbehaving import Answer, dripping, head
 
-KILLS = 5
-FOLDERS = ("a", "b", "c", "d", "e", "f")
 GRACE_S = 0.2
 QUERY = "?X-Amz-Signature=5ecre7"
 
@@ -146,64 +139,6 @@ def test_what_was_cancelled_does_not_begin_again(server: Server, site: Site) -> 
         assert api.operation(operation.id) == cancelled
         assert ended(api, api.create("f", uri=site.put(path(), raw())).id).HasField("response")
     assert len(site.requests_of(where)) == 1
-
-
-def test_no_kill_leaves_an_import_hanging(server: Server, site: Site) -> None:
-    """Imports of many folders, some of the same bytes, some cancelled, and a kill at any moment."""
-    seed = int(os.environ.get("IMAGELEDGER_TEST_SEED", random.SystemRandom().randrange(2**32)))
-    print(f"IMAGELEDGER_TEST_SEED={seed}")
-    choices = random.Random(seed)
-    bodies = [tiny_raw(2**20, salt=choices.randbytes(16)) for _ in range(4)]
-    uris = [site.put(path(), slow(body)) for body in bodies]
-    begun: dict[str, bool] = {}
-    for _ in range(KILLS):
-        with Api(server.address) as api:
-            for _ in range(12):
-                signed = choices.random() < 0.2
-                uri = choices.choice(uris) + (QUERY if signed else "")
-                operation = api.create(choices.choice(FOLDERS), uri=uri, family="web")
-                begun[operation.id] = signed
-                if choices.random() < 0.2:
-                    api.cancel(operation.id)
-        # Not a wait for something: the moment of the kill is the input of this test.
-        time.sleep(choices.uniform(0, 0.1))
-        server.kill()
-        server.start()
-    with Api(server.address) as api:
-        done = [ended(api, operation_id) for operation_id in begun]
-        for operation in done:
-            check_end(operation, signed=begun[operation.id])
-        images = [image_of(operation) for operation in done if operation.HasField("response")]
-        assert len(images) > KILLS
-        assert any(operation.error.code == Code.FAILED_PRECONDITION.value[0] for operation in done)
-        listed = [image for folder in FOLDERS for image in api.list(folder, page_size=1000).images]
-        assert sorted(image.id for image in listed) == sorted(image.id for image in images)
-        assert {image.status for image in listed} == {image_pb2.Image.READY}
-        stored = {hashlib.sha256(body).hexdigest(): body for body in bodies}
-        used = []
-        for image in images:
-            info, body = api.read(image.id)
-            assert stored[info.sha256] == body
-            used.append(body)
-        check_nothing_is_left(server, used)
-    for operation_id in begun:
-        assert len(events_of(server, operation_id)) == 2
-    assert "Traceback" not in server.stderr()
-
-
-def slow(body: bytes) -> Answer:
-    pieces = [body[start : start + 2**17] for start in range(0, len(body), 2**17)]
-    return dripping(head(200, {"Content-Length": len(body)}), pieces, seconds=0.005)
-
-
-def check_end(operation: operation_pb2.Operation, *, signed: bool) -> None:
-    if operation.HasField("response"):
-        return
-    codes = {Code.CANCELLED.value[0], Code.FAILED_PRECONDITION.value[0]}
-    assert operation.error.code in codes
-    if operation.error.code == Code.FAILED_PRECONDITION.value[0]:
-        assert signed
-        assert "query" in operation.error.message
 
 
 def events_of(server: Server, operation_id: str) -> list[Event]:

@@ -1,245 +1,249 @@
-"""A server that is killed again and again under load: what was acknowledged is there, and only once."""
+"""A server that is killed again and again while clients write and images are imported.
+
+Nothing acknowledged is lost; what was not acknowledged has one outcome, which is told to whoever asks again
+with its key; no image stays CREATING; no blob in use is gone, and none that nothing uses stays.
+"""
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import json
 import os
 import random
 import subprocess
-import sys
-import threading
 import time
-import uuid
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import grpc
+import pytest
 
-from eventstore import merkle
-from eventstore.event import Event
-from eventstore.reader import LogReader
-from projections.store import ProjectionFiles, open_queries
-from server.encode import image_frame, operation_bytes
 from server.gen.yandex.cloud.compute.v1 import image_pb2
-from server.gen.yandex.cloud.compute.v1 import image_service_pb2 as pb
 from server.gen.yandex.cloud.operation import operation_pb2
-from server.gen.yandex.cloud.operation import operation_service_pb2 as operation_pb
-from tests.harness import IMAGES, OPERATIONS, Client, Server, image_of
+from tests.conformance.api import Api
+from tests.conformance.sites import Site, until
+from tests.crash import planted
+from tests.crash.callers import Place, check_callers, joined
+from tests.crash.watching import Watch, stored_blobs
+from tests.crash.writers import (
+    CANCELLED,
+    FAILED_PRECONDITION,
+    IMPORT_FOLDERS,
+    QUERY,
+    Importing,
+    Keyed,
+    Writing,
+)
+from tests.harness import Client, Server
 
-KILLS = 20
-WRITERS = 4
+KILLS = 50
+WRITERS = 8
+IMPORTERS = 2
 LOAD_S_MAX = 0.4
-# The caller does not know what became of the call, and asks again with the same key.
-UNKNOWN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+GRACE_S = 0.2
+# Of what was told before the last kill, so many operations are asked for again after each.
+OLD_ASKED = 20
 
 
-@dataclass
-class Place:
-    """Where the server is now, and whether the writers shall go on."""
+class Kills:
+    """A server and the clients that write to it; what has to hold is checked after each kill and at the end.
 
-    address: str = ""
-    is_over: bool = False
-    moved: threading.Condition = field(default_factory=threading.Condition)
+    From the first kill on `program` is what serves. The end waits so long for what has to come.
+    """
 
-    def move_to(self, address: str) -> None:
-        with self.moved:
-            self.address = address
-            self.moved.notify_all()
+    def __init__(
+        self, folder: Path, site: Site, seed: int, *, program: Sequence[str], patience_s: float
+    ) -> None:
+        files = folder / "files"
+        files.mkdir()
+        allowed = ("--allow-source", site.prefix, "--allow-source", f"{files.as_uri()}/")
+        self.server = Server(folder / "data", *allowed, "--blob-grace", f"{GRACE_S}s")
+        self.server.start()
+        self.server.program = program
+        self.patience_s = patience_s
+        self.choices = random.Random(seed)
+        self.place = Place(self.server.address)
+        self.watch = Watch(self.server.data)
+        self.orphans_seen = 0
+        with Client(self.server.address) as client:
+            disk_id = client.disk("sources")
+        self.writers: list[Keyed] = [
+            Writing(self.place, f"writer-{number}", seed, disk_id=disk_id) for number in range(WRITERS)
+        ]
+        self.importers = [
+            Importing(self.place, f"importer-{number}", seed, site=site, files=files)
+            for number in range(IMPORTERS)
+        ]
+        self.callers: list[Keyed] = [*self.writers, *self.importers]
+        self._checked: dict[str, operation_pb2.Operation] = {}
 
-    def other_than(self, address: str) -> str:
-        """The address, once it is another one."""
-        with self.moved:
-            if not self.moved.wait_for(lambda: self.address != address, timeout=60):
-                raise AssertionError("the server did not come back")
-            return self.address
+    def begin(self) -> None:
+        for caller in self.callers:
+            caller.start()
 
+    def kill(self) -> None:
+        # Not a wait for something: the moment of the kill is the input of this test.
+        time.sleep(self.choices.uniform(0.02, LOAD_S_MAX))
+        self.server.kill()
+        check_callers(self.callers)
+        self.watch.look()
+        self.check_acknowledged()
+        self.orphans_seen += self.watch.check_blobs()
+        for caller in self.callers:
+            # Nobody is told anything before the server is up again.
+            if (key := caller.pending) in self.watch.operation_of:
+                caller.settled[key] = self.watch.operation_of[key]
+        self.server.start()
+        self.check_done()
+        self.place.move_to(self.server.address)
 
-class Writing(threading.Thread):
-    """One caller: creates, updates and deletes images of its own, each call again until it is answered."""
+    def check_acknowledged(self) -> None:
+        for caller in self.callers:
+            self.watch.check_acknowledged(dict(caller.method_of), dict(caller.operation_of))
 
-    def __init__(self, place: Place, disk_id: str, number: int, seed: int) -> None:
-        super().__init__(name=f"writing-{number}")
-        self.place = place
-        self.disk_id = disk_id
-        self.folder_id = f"folder-{number}"
-        self.choices = random.Random(seed * 100 + number)
-        self.address = place.address
-        self.client = Client(self.address)
-        self.images: dict[str, image_pb2.Image] = {}
-        self.gone: set[str] = set()
-        self.acknowledged: dict[str, tuple[str, operation_pb2.Operation]] = {}
-        self.asked_again = 0
-        self.failure: BaseException | None = None
+    def check_done(self) -> None:
+        """What is new since the last kill, and some of what is old."""
+        done = {key: value for caller in self.callers for key, value in dict(caller.done).items()}
+        new = {key: value for key, value in done.items() if key not in self._checked}
+        old = self.choices.sample(sorted(self._checked), min(OLD_ASKED, len(self._checked)))
+        self.watch.check_operations(new | {key: self._checked[key] for key in old})
+        self._checked |= new
 
-    def run(self) -> None:
+    def end(self) -> None:
+        """Let the clients end and every import, then check all there is, with the server up and stopped."""
+        self.place.end()
+        joined(self.callers)
+        api = Api(self.server.address)
+        with api:
+            for importer in self.importers:
+                self.wait_for_imports(importer)
+            self.check_images(api)
+            self.check_operations(api)
+            self.wait_for_sweep()
+            self.check_bytes(api)
+        assert self.server.stop() == 0
+        self.watch.look()
+        self.check_acknowledged()
+        self.watch.check_blobs()
+        assert not self.watch.running
+        self.watch.check_operations(self._checked)
+        check_digests(self.server.data)
+
+    def wait_for_imports(self, importer: Importing) -> None:
+        def all_ended() -> bool:
+            for operation_id in list(importer.begun):
+                importer.look(operation_id)
+            return not importer.begun
+
+        importer.client = Client(self.server.address)
+        with importer.client:
+            self.comes("imports end", all_ended)
+
+    def wait_for_sweep(self) -> None:
+        self.watch.look()
+        blobs = self.server.data / "blobs"
+        used = set(self.watch.used.values())
+        self.comes("all blobs in use stay, and no others", lambda: set(stored_blobs(blobs.parent)) == used)
+        self.comes("no incoming file stays", lambda: not list((blobs / "incoming").iterdir()))
+
+    def comes(self, what: str, look: Callable[[], bool]) -> None:
         try:
-            while not self.place.is_over:
-                self.write()
-        except BaseException as error:
-            self.failure = error
-        finally:
-            self.client.channel.close()
+            until(look, seconds=self.patience_s)
+        except AssertionError:
+            raise AssertionError(f"it did not come true that {what}") from None
 
-    def write(self) -> None:
-        kind = self.choices.choice(("create", "create", "update", "delete"))
-        if kind == "create" or not self.images:
-            request = pb.CreateImageRequest(
-                folder_id=self.folder_id, disk_id=self.disk_id, family="web", labels={"b": "1", "a": "2"}
-            )
-            image = image_of(self.until_answered("Create", request))
-            self.images[image.id] = image
-            return
-        image_id = self.choices.choice(sorted(self.images))
-        if kind == "update":
-            update = pb.UpdateImageRequest(image_id=image_id, description=str(self.choices.random()))
-            update.update_mask.paths.append("description")
-            image = image_of(self.until_answered("Update", update))
-            assert image.description == update.description
-            self.images[image_id] = image
-        else:
-            self.until_answered("Delete", pb.DeleteImageRequest(image_id=image_id))
-            del self.images[image_id]
-            self.gone.add(image_id)
+    def check_images(self, api: Api) -> None:
+        """Each folder holds what its clients were told, and nothing else."""
+        for writer in self.writers:
+            assert listed(api, [writer.name]) == writer.images
+        imported = {key: image for importer in self.importers for key, image in importer.images.items()}
+        assert listed(api, IMPORT_FOLDERS) == imported
+        assert {image.status for image in imported.values()} == {image_pb2.Image.READY}
 
-    def until_answered(
-        self,
-        method: str,
-        request: pb.CreateImageRequest | pb.UpdateImageRequest | pb.DeleteImageRequest,
-    ) -> operation_pb2.Operation:
-        key = str(uuid.UUID(int=self.choices.getrandbits(128), version=4))
-        metadata = [("idempotency-key", key)]
+    def check_bytes(self, api: Api) -> None:
+        for importer in self.importers:
+            for image_id in importer.images:
+                info, body = api.read(image_id)
+                assert info.sha256 == importer.sha256_of[image_id] == hashlib.sha256(body).hexdigest()
+
+    def check_operations(self, api: Api) -> None:
+        self.check_done()
+        for operation_id in self.choices.sample(sorted(self._checked), min(200, len(self._checked))):
+            assert api.operation(operation_id) == self._checked[operation_id]
+
+    def close(self) -> None:
+        self.place.end()
+        self.server.stop()
+        for caller in self.callers:
+            if caller.is_alive():
+                caller.join()
+
+
+def listed(api: Api, folders: Sequence[str]) -> dict[str, image_pb2.Image]:
+    found: dict[str, image_pb2.Image] = {}
+    for folder in folders:
+        token = ""
         while True:
-            try:
-                operation = self.client.call(
-                    IMAGES, method, request, operation_pb2.Operation, metadata, timeout=20
-                )
-            except grpc.RpcError as error:
-                if error.code() not in UNKNOWN:  # type: ignore[attr-defined]
-                    raise
-                self.asked_again += 1
-                self.follow()
-                continue
-            assert operation.done
-            self.acknowledged[key] = (method, operation)
-            return operation
-
-    def follow(self) -> None:
-        self.client.channel.close()
-        self.address = self.place.other_than(self.address)
-        self.client = Client(self.address)
-
-
-def test_what_was_acknowledged_survives_every_kill(tmp_path: Path) -> None:
-    seed = int(os.environ.get("IMAGELEDGER_TEST_SEED", random.SystemRandom().randrange(2**32)))
-    print(f"IMAGELEDGER_TEST_SEED={seed}")
-    choices = random.Random(seed)
-    server = Server(tmp_path / "data").start()
-    place = Place(server.address)
-    with Client(server.address) as client:
-        disk_id = client.disk("folder")
-    writers = [Writing(place, disk_id, number, seed) for number in range(WRITERS)]
-    checked: set[str] = set()
-    try:
-        for writer in writers:
-            writer.start()
-        for _ in range(KILLS):
-            # Not a wait for something: the moment of the kill is the input of this test.
-            time.sleep(choices.uniform(0.02, LOAD_S_MAX))
-            server.kill()
-            before = acknowledged(writers)
-            check_log(tmp_path / "data", before)
-            server.start()
-            check_operations(tmp_path / "data", before)
-            with Client(server.address) as client:
-                check_answers(client, {key: before[key] for key in before.keys() - checked})
-            checked |= before.keys()
-            place.move_to(server.address)
-        place.is_over = True
-        for writer in writers:
-            writer.join(60)
-        assert not [writer.failure for writer in writers if writer.failure is not None]
-        with Client(server.address) as client:
-            check_answers(client, acknowledged(writers))
-            check_images(client, writers)
-    finally:
-        place.is_over = True
-        place.move_to(server.address)
-        code = server.stop()
-    assert code == 0
-    check_log(tmp_path / "data", acknowledged(writers))
-    check_operations(tmp_path / "data", acknowledged(writers))
-    check_digests(tmp_path / "data")
-    # Otherwise this test would have tested nothing.
-    assert all(len(writer.acknowledged) > KILLS and writer.asked_again > KILLS // 2 for writer in writers)
-
-
-Acknowledged = dict[str, tuple[str, operation_pb2.Operation]]
-
-
-def acknowledged(writers: list[Writing]) -> Acknowledged:
-    return {key: answer for writer in writers for key, answer in dict(writer.acknowledged).items()}
-
-
-def check_log(data: Path, answers: Acknowledged) -> None:
-    """Gap-free, hashed as it should be, every key once, and every answer in it."""
-    with LogReader.open(data / "log.db") as log:
-        events = list(log.events())
-        assert [event.position for event in events] == list(range(1, log.head() + 1))
-        # The frontier carries from row to row, so that every stored hash is computed anew.
-        leaves = [log.leaf(event.position) for event in events]
-        _, hashes = merkle.extend(merkle.load_frontier(merkle.TreeSize(0), log.hashes), leaves)
-        assert hashes == [log.hashes(event.position) for event in events]
-    assert all(one.at <= other.at for one, other in itertools.pairwise(events))
-    check_keys(events, answers)
-
-
-def check_keys(events: list[Event], answers: Acknowledged) -> None:
-    by_key: dict[str, list[Event]] = {}
-    for event in events:
-        if event.key is not None:
-            by_key.setdefault(event.key, []).append(event)
-    assert {key: len(first) for key, first in by_key.items() if len(first) > 1} == {}
-    for key, (method, operation) in answers.items():
-        [first] = by_key[key]
-        assert (first.operation_id, first.method) == (operation.id, f"{IMAGES}/{method}")
-    # Nothing is half-done: an image of a disk is born in two events, or not at all.
-    started = [event.operation_id for event in events if event.type == "ImageCreationStarted"]
-    assert started == [event.operation_id for event in events if event.type == "ImageCreated"]
-
-
-def check_operations(data: Path, answers: Acknowledged) -> None:
-    """All of them, from the files beside the server: there are too many to ask for each after every kill."""
-    path = ProjectionFiles(data).current()
-    assert path is not None
-    with closing(open_queries(path, encode=image_frame)) as queries:
-        for _, operation in answers.values():
-            found = operation_pb2.Operation.FromString(operation_bytes(queries.operation(operation.id)[0]))
-            assert found == operation
-
-
-def check_answers(client: Client, answers: Acknowledged) -> None:
-    for _, operation in answers.values():
-        request = operation_pb.GetOperationRequest(operation_id=operation.id)
-        assert client.call(OPERATIONS, "Get", request, operation_pb2.Operation) == operation
-
-
-def check_images(client: Client, writers: list[Writing]) -> None:
-    for writer in writers:
-        listed: dict[str, image_pb2.Image] = {}
-        request = pb.ListImagesRequest(folder_id=writer.folder_id, page_size=1000)
-        while True:
-            page = client.call(IMAGES, "List", request, pb.ListImagesResponse)
-            listed |= {image.id: image for image in page.images}
-            if not page.next_page_token:
+            page = api.list(folder, page_size=1000, page_token=token)
+            found |= {image.id: image for image in page.images}
+            token = page.next_page_token
+            if not token:
                 break
-            request.page_token = page.next_page_token
-        assert listed == writer.images
-        assert not listed.keys() & writer.gone
+    return found
 
 
 def check_digests(data: Path) -> None:
-    command = [sys.executable, "-m", "tools.cli", "rebuild", "--data", str(data), "--json"]
+    command = [*Server.program, "rebuild", "--data", str(data), "--json"]
     rebuilt = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert rebuilt["digest_before"] == rebuilt["digest_after"] is not None
+
+
+def killed(
+    folder: Path, *, kills: int, program: Sequence[str] = Server.program, patience_s: float = 20
+) -> Kills:
+    """The run, ended and found to be right. Raises AssertionError for what is not."""
+    seed = int(os.environ.get("IMAGELEDGER_TEST_SEED", random.SystemRandom().randrange(2**32)))
+    print(f"IMAGELEDGER_TEST_SEED={seed}")
+    with Site() as site:
+        run = Kills(folder, site, seed, program=program, patience_s=patience_s)
+        try:
+            run.begin()
+            for _ in range(kills):
+                run.kill()
+            run.end()
+        finally:
+            run.close()
+    return run
+
+
+def test_what_was_acknowledged_survives_every_kill(tmp_path: Path) -> None:
+    run = killed(tmp_path, kills=KILLS)
+    errors = run.server.stderr()
+    assert "Traceback" not in errors
+    assert QUERY.partition("=")[2] not in errors
+    # Otherwise this test would have tested nothing.
+    assert all(len(writer.operation_of) > KILLS for writer in run.writers)
+    assert all(writer.asked_again > KILLS // 2 for writer in run.writers)
+    codes = {one.error.code for importer in run.importers for one in importer.done.values()}
+    assert codes == {0, CANCELLED, FAILED_PRECONDITION}
+    assert all(len(importer.images) > KILLS // 5 for importer in run.importers)
+    assert sum(importer.ended_after_a_kill for importer in run.importers) > 0
+    assert run.orphans_seen > 0
+
+
+@pytest.mark.parametrize(
+    ("faults", "found"),
+    [
+        pytest.param([planted.acknowledge_first], "was acknowledged", id="acknowledged-before-it-is-durable"),
+        pytest.param(
+            [planted.forget_keys, planted.slow_answer],
+            "done twice|repeats a key|was refused: Image .* not found",
+            id="keys-forgotten",
+        ),
+        pytest.param([planted.resume_nothing], "imports end", id="imports-not-resumed"),
+        pytest.param([planted.sweep_nothing], "no others", id="orphans-not-swept"),
+        pytest.param([planted.reap_used], "lost its blob|blobs in use stay", id="blobs-in-use-removed"),
+    ],
+)
+def test_a_planted_fault_is_found(tmp_path: Path, faults: list[Callable[[], None]], found: str) -> None:
+    with pytest.raises(AssertionError, match=found):
+        killed(tmp_path, kills=6, program=planted.program(*faults), patience_s=3)
