@@ -2,6 +2,9 @@
 
 The live projector closes a version with an UPDATE; here a row is held back until its successor says when it
 ended. The two are independent ways to the same rows, and their digests are compared at every rebuild.
+
+Folding is half of the work and SQLite's inserts are the other half: of a long log a process of its own does
+the first, see `folding.py`.
 """
 
 from __future__ import annotations
@@ -9,16 +12,16 @@ from __future__ import annotations
 import gc
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
-from typing import cast
+from typing import NamedTuple, cast
 
 import msgpack
 
 from eventstore.database import Connection
-from eventstore.event import Event
+from eventstore.event import Event, Position
 from eventstore.reader import LogReader
 from eventstore.upcast import Upcasters, upcast
 
@@ -51,7 +54,6 @@ from .rows import (
 )
 
 ROWS_MAX = 20_000  # Rows held before they are written: a few tens of megabytes.
-PROGRESS_EVENTS = 10_000
 
 IN_ORDER = "SELECT folder_id, id, wire FROM image WHERE until IS NULL ORDER BY folder_id, id"
 
@@ -65,14 +67,23 @@ TABLES = (
     BLOB_USE_INSERT,
 )
 STATE = -1  # Where image_row has the packed state.
+WHOLE_STATE = -3  # Where a sealed one has it.
 
 
-class BulkProjector:
-    """Folds events into rows; `finish` writes what is still current. Memory grows with the images alive."""
+class Batch(NamedTuple):
+    """Rows that the events up to a position, whose time is `at`, have made: a list for each of TABLES, then
+    the current versions of images, which have no ready bytes yet."""
 
-    def __init__(self, connection: Connection, *, encode: Encode, upcasters: Upcasters = UPCASTERS) -> None:
-        self._connection = connection
-        self._encode = encode
+    position: int
+    at: int
+    rows: list[list[Row]]
+    current: list[Row]
+
+
+class Fold:
+    """Folds events into rows; `finish` gives what is still current. Memory grows with the images alive."""
+
+    def __init__(self, upcasters: Upcasters = UPCASTERS) -> None:
         self._upcasters = upcasters
         self._images: dict[str, Row] = {}
         self._sources: dict[str, tuple[Row, Source]] = {}
@@ -81,7 +92,9 @@ class BulkProjector:
         self._ready: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
         self._changed: dict[str, int] = {}
         self._out: dict[str, list[Row]] = {sql: [] for sql in TABLES}
+        self._current: list[Row] = []
         self._held = 0
+        self._position, self._at = 0, 0
 
     def apply(self, event: Event) -> None:
         """Fold one event in, in order of position. Raises EventUnknown, SchemaTooNew."""
@@ -94,20 +107,30 @@ class BulkProjector:
             raise EventUnknown(event)
         if event.operation_id is not None:
             self._apply_operation(event, event.operation_id)
-        if self._held >= ROWS_MAX:
-            self._write()
+        self._position, self._at = event.position, event.at
 
-    def finish(self) -> None:
-        """Write every row that is current at the end."""
+    @property
+    def is_full(self) -> bool:
+        """Whether it is time to take a batch."""
+        return self._held >= ROWS_MAX
+
+    def take(self) -> Batch:
+        """The rows that are complete, which it forgets."""
+        batch = Batch(self._position, self._at, list(self._out.values()), self._current)
+        self._out = {sql: [] for sql in TABLES}
+        self._current = []
+        self._held = 0
+        return batch
+
+    def finish(self) -> Iterator[Batch]:
+        """Every row that is current at the end."""
         for row in self._images.values():
             image = cast("Image", msgpack.unpackb(row[STATE]))
-            wire = self._encode(image)
-            crc = wire_crc(wire, since=row[0], image_id=image["id"])
-            self._add(IMAGE_INSERT, (*sealed(row), wire, crc))
+            self._current.append(sealed(row))
             self._add(LIFE_INSERT, sealed((image["folder_id"], image["id"], image["born"])))
             self._use(image)
-            if self._held >= ROWS_MAX:
-                self._write()
+            if self.is_full:
+                yield self.take()
         for folder_id, position in self._changed.items():
             self._add(FOLDER_WRITE, folder_row(folder_id, position))
         for operation in self._running.values():
@@ -117,7 +140,7 @@ class BulkProjector:
             self._use(source)
         for answer in self._answers.values():
             self._add(FAMILY_INSERT, sealed(answer))
-        self._write()
+        yield self.take()
 
     def _apply_image(self, event: Event) -> None:
         image_id = event.resource_id or ""
@@ -190,42 +213,53 @@ class BulkProjector:
         self._out[sql].append(row)
         self._held += 1
 
-    def _write(self) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
-        for sql, rows in self._out.items():
-            # By key: an insert beside the one before it finds its page without a search.
-            rows.sort()
-            self._connection.executemany(sql, rows)
-            rows.clear()
-        self._connection.execute("COMMIT")
-        self._held = 0
+
+def folded(log: LogReader) -> Iterator[Batch]:
+    """Batches of all rows that the log's events make. Raises EventUnknown, SchemaTooNew, LogCorrupt."""
+    fold = Fold()
+    for event in log.events():
+        fold.apply(event)
+        if fold.is_full:
+            yield fold.take()
+    yield from fold.finish()
 
 
 def build_rows(
     connection: Connection,
     log: LogReader,
+    batches: Iterable[Batch],
     *,
     encode: Encode,
     encoding: bytes,
     on_progress: Callable[[int], None] = lambda position: None,
 ) -> None:
-    """Every row that the log's events make, in tables without indexes. Raises EventUnknown, LogCorrupt."""
-    projector = BulkProjector(connection, encode=encode)
-    last: Event | None = None
-    with _uncollected():
-        for event in log.events():
-            projector.apply(event)
-            last = event
-            if event.position % PROGRESS_EVENTS == 0:
-                on_progress(event.position)
-        if last is not None:
-            projector.finish()
-            leaf = log.leaf(last.position)
-            row = applied_row(
-                log_id=log.log_id, position=last.position, leaf=leaf, at=last.at, encoding=encoding
-            )
-            connection.execute(APPLIED_UPDATE, row)
+    """Every row of the batches, which are those of this log, in tables without indexes."""
+    last: Batch | None = None
+    with uncollected():
+        for last in batches:
+            _write(connection, last, encode)
             on_progress(last.position)
+        if last is None or not last.position:
+            return
+        leaf = log.leaf(Position(last.position))
+        row = applied_row(log_id=log.log_id, position=last.position, leaf=leaf, at=last.at, encoding=encoding)
+        connection.execute(APPLIED_UPDATE, row)
+
+
+def _write(connection: Connection, batch: Batch, encode: Encode) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    for sql, rows in zip(TABLES, batch.rows, strict=True):
+        # By key: an insert beside the one before it finds its page without a search.
+        rows.sort()
+        connection.executemany(sql, rows)
+    connection.executemany(IMAGE_INSERT, (_with_wire(row, encode) for row in batch.current))
+    connection.execute("COMMIT")
+
+
+def _with_wire(row: Row, encode: Encode) -> Row:
+    image = cast("Image", msgpack.unpackb(row[WHOLE_STATE]))
+    wire = encode(image)
+    return (*row, wire, wire_crc(wire, since=row[0], image_id=image["id"]))
 
 
 def fill_listing(connection: Connection) -> None:
@@ -239,7 +273,7 @@ def fill_listing(connection: Connection) -> None:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """No cycle is made here, and looking for some among millions of rows takes a third of the time."""
     enabled = gc.isenabled()
     gc.disable()

@@ -26,7 +26,8 @@ class ProjectionDamaged(Exception):
     """A projection's file is not what was written. The log still has the truth."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"the projection is damaged ({reason}): {_REMEDY}")
+        self.what = f"the projection is damaged ({reason})"
+        super().__init__(f"{self.what}: {_REMEDY}")
 
 
 class RowDamaged(ProjectionDamaged):
@@ -35,9 +36,8 @@ class RowDamaged(ProjectionDamaged):
     def __init__(self, *, table: str, position: object) -> None:
         self.table = table
         self.position = position if isinstance(position, int) else 0
-        Exception.__init__(
-            self, f"the projection's row of table {table} at position {self.position} is damaged: {_REMEDY}"
-        )
+        self.what = f"the projection's row of table {table} at position {self.position} is damaged"
+        Exception.__init__(self, f"{self.what}: {_REMEDY}")
 
 
 def is_damage(error: BaseException) -> bool:

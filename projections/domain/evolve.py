@@ -22,7 +22,9 @@ IMAGE_EVENTS = frozenset(
     }
 )
 SOURCE_EVENTS = frozenset({"SourceRegistered", "SourceRemoved"})
-LOG_EVENTS = frozenset({"LogCreated", "ServerStarted", "ClockAccepted"})
+LOG_EVENTS = frozenset(
+    {"LogCreated", "ServerStarted", "ClockAccepted", "CheckpointKeyAdded", "LogRestored"}
+)
 
 
 class EventUnknown(Exception):

@@ -199,7 +199,7 @@ def test_an_operation_of_one_event_is_done() -> None:
     )
 
 
-@pytest.mark.parametrize("type", ["LogCreated", "ServerStarted", "ClockAccepted"])
+@pytest.mark.parametrize("type", sorted(LOG_EVENTS))
 def test_an_event_of_the_log_itself_changes_nothing(type: str) -> None:
     state = folded(numbered([event(type, None, {}, stream="log")]))
     assert (state.images, state.sources, state.operations) == ({}, {}, {})

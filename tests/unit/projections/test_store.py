@@ -251,7 +251,7 @@ def test_a_crash_in_a_build_leaves_the_live_one_and_its_name_is_not_used_again(
 ) -> None:
     live = filled.open_live()
     with monkeypatch.context() as patch:
-        patch.setattr("projections.store.build_rows", crash)
+        patch.setattr("projections.build.build_rows", crash)
         with pytest.raises(Crash):
             build(filled.files, filled.log, encode=lossless)
     assert filled.open_live() == live
@@ -353,7 +353,7 @@ def test_a_defect_of_ours_is_raised_when_the_new_one_is_live(
             raise AssertionError("a defect")
         return "digest"
 
-    monkeypatch.setattr("projections.store.digest_of", digest_of)
+    monkeypatch.setattr("projections.rebuild.digest_of", digest_of)
     with pytest.raises(AssertionError, match="a defect"):
         rebuild(filled.files, filled.log, encode=lossless)
     assert filled.open_live().name == "projections-2.db"
@@ -376,7 +376,7 @@ def test_failed_builds_leave_no_file_and_use_no_name_twice(
         raise database.OperationalError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("projections.store.fill_listing", fails)
+        patch.setattr("projections.build.fill_listing", fails)
         for _ in range(3):
             with pytest.raises(database.OperationalError):
                 filled.open_live()
