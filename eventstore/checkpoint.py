@@ -36,6 +36,15 @@ class Checkpoint:
     extensions: tuple[str, ...] = ()
 
 
+class KeptCheckpoint(NamedTuple):
+    """A checkpoint as a log keeps it: beside the note what it says, and when it was made."""
+
+    size: TreeSize
+    root: bytes
+    note: str
+    at: int  # Nanoseconds since the Unix epoch, UTC.
+
+
 class Signature(NamedTuple):
     """A signature line of a note, unchecked. `key` is the name of the key and its id: name+id."""
 

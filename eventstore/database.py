@@ -50,11 +50,13 @@ _log = logging.getLogger(__name__)
 _warned: set[str] = set()
 
 # Primary result codes, https://www.sqlite.org/rescode.html; older libraries export no names for them.
+_CODE_BUSY = 5
 _CODE_CANTOPEN = 14
 _CODE_CORRUPT = 11
 _CODE_FULL = 13
 _CODE_INTERRUPT = 9
 _CODE_NOT_A_DATABASE = 26
+_CODE_READONLY = 8
 
 # What the driver says of a value that is stored as text and is none.
 _NOT_UTF_8 = "Could not decode to UTF-8"
@@ -87,6 +89,11 @@ def connect(
     return connection
 
 
+def scratch() -> Connection:
+    """A database for one connection, in memory and, as it grows, in a temporary file without a name."""
+    return sqlite3.connect("", isolation_level=None, check_same_thread=False)
+
+
 def _configure(connection: Connection, access: Access, synchronous: Synchronous) -> None:
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA foreign_keys = OFF")
@@ -103,6 +110,25 @@ def _configure(connection: Connection, access: Access, synchronous: Synchronous)
     # A PRAGMA takes no parameters; both values are constants of this module.
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_SIZE_MAX_BYTES}")
+    _check_writable(connection)
+
+
+def _check_writable(connection: Connection) -> None:
+    """Raises OperationalError for a connection that can only read.
+
+    Where a file could not be opened for writing, if only at that moment, SQLite opens it for reading and says
+    nothing; every write would be refused, for as long as the connection lives. Nothing is written.
+    """
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        # To BEGIN it is no error.
+        _write_a_page(connection)
+    except OperationalError as error:
+        # Another writer who is at work is no obstacle to this one's later turn.
+        if _code(error) != _CODE_BUSY:
+            raise
+    finally:
+        roll_back(connection)
 
 
 @contextmanager
@@ -177,10 +203,15 @@ def checkpoint_truncate(connection: Connection) -> bool:
     A reader in the way, and a failed write, show only in the result: what is committed stays committed.
     """
     try:
-        busy, frames, moved = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return _truncate_wal(connection)
     except Error as error:
         _log.warning("checkpoint failed", extra={"error": str(error)})
         return False
+
+
+def _truncate_wal(connection: Connection) -> bool:
+    """Whether the write-ahead log is empty now; False for a reader in the way. Raises Error."""
+    busy, frames, moved = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     return bool(busy == 0 and frames == moved)
 
 
@@ -194,7 +225,8 @@ def checkpoint_passive(connection: Connection) -> tuple[int, int]:
 
 
 def restart_wal(connection: Connection) -> bool:
-    """Leaves nothing in the write-ahead log that a later recovery could bring back; False if it may.
+    """Leaves nothing in the write-ahead log that a later recovery could bring back; False for a reader that
+    is in the way. Raises Error.
 
     After a COMMIT that failed in its fsync, its frames stand in the file with valid checksums. A connection
     that finds the index of an older state in shared memory does not see them, but recovery after a crash
@@ -209,16 +241,16 @@ def restart_wal(connection: Connection) -> bool:
     this function has returned True, what the connection reads is durable. A power cut before that may find
     the old write-ahead log with a hole in it beside a newer database; nobody was told of the write by then.
     """
-    if not checkpoint_truncate(connection):
+    if not _truncate_wal(connection):
         return False
-    (user_version,) = connection.execute("PRAGMA user_version").fetchone()
-    try:
-        # Unlike an UPDATE to the same value, this writes its page always.
-        connection.execute(f"PRAGMA user_version = {user_version:d}")
-    except Error as error:
-        _log.warning("the write-ahead log cannot be written", extra={"error": str(error)})
-        return False
+    _write_a_page(connection)
     return True
+
+
+def _write_a_page(connection: Connection) -> None:
+    """Changes nothing, but writes a page: unlike an UPDATE to the same value, this does so always."""
+    (user_version,) = connection.execute("PRAGMA user_version").fetchone()
+    connection.execute(f"PRAGMA user_version = {user_version:d}")
 
 
 def fsync_directory(directory: Path) -> None:
@@ -246,6 +278,15 @@ def is_corrupt(error: BaseException) -> bool:
 def is_foreign(error: BaseException) -> bool:
     """Whether an error says that a file is no database at all."""
     return _code(error) == _CODE_NOT_A_DATABASE
+
+
+def is_unfinished(error: BaseException, path: Path) -> bool:
+    """Whether an error says that a reader may not undo what a crash left of a transaction.
+
+    A write-ahead log needs no undoing: the journal is that of the transaction which made a new file use one.
+    """
+    # Not every driver tells the extended code, SQLITE_READONLY_ROLLBACK.
+    return _code(error) == _CODE_READONLY and path.with_name(f"{path.name}-journal").exists()
 
 
 def is_interrupted(error: BaseException) -> bool:

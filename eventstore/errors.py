@@ -351,3 +351,31 @@ class TilesRefused(EventStoreError):
 
     def __str__(self) -> str:
         return f"no tiles are written into {self.path}: {self.reason}; give another folder"
+
+
+class PublishedDiffers(EventStoreError):
+    """A published checkpoint that is not the one to be published under its name; nothing was written."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        super().__init__(path, size)
+        self.path = path
+        self.size = size
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} is another checkpoint of {self.size} events than this log's: two logs of one name "
+            "publish there, or one of the two was changed; find out which one is true"
+        )
+
+
+class PublishedRefused(EventStoreError):
+    """A file or folder in which published checkpoints of this log cannot be. `remedy`: what to do with it."""
+
+    def __init__(self, path: Path, reason: str, remedy: str) -> None:
+        super().__init__(path, reason, remedy)
+        self.path = path
+        self.reason = reason
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.reason}; {self.remedy}"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from eventstore import merkle
-from eventstore.checkpoint import Checkpoint
-from eventstore.errors import CheckpointContradicted, ForeignCheckpoint, LogCorrupt
+from eventstore.checkpoint import Checkpoint, KeptCheckpoint, open_note
+from eventstore.errors import CheckpointContradicted, ForeignCheckpoint, LogCorrupt, NoteMalformed
+from eventstore.keys import Verifier
 from eventstore.merkle import TreeSize
 from eventstore.reader import LogReader
 
@@ -32,6 +35,18 @@ def check_log(log: LogReader, checkpoint: Checkpoint) -> None:
     actual = _root(log, checkpoint.size)
     if actual != checkpoint.root:
         raise CheckpointContradicted(checkpoint.size, checkpoint.root.hex(), actual.hex())
+
+
+def check_kept(log: LogReader, kept: KeptCheckpoint, verifiers: Iterable[Verifier]) -> Checkpoint:
+    """What a kept checkpoint says, if one of these keys has signed it and it is of this log: O(log n) reads.
+
+    Raises NoteMalformed, NoteUnverified, SignatureWrong, and what check_log raises.
+    """
+    checkpoint = open_note(kept.note, verifiers)
+    if (checkpoint.size, checkpoint.root) != (kept.size, kept.root):
+        raise NoteMalformed(f"it is kept as that of {kept.size} events and says {checkpoint.size}")
+    check_log(log, checkpoint)
+    return checkpoint
 
 
 def _root(log: LogReader, size: TreeSize) -> bytes:

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from eventstore import database, merkle, schema
+from eventstore.checkpoint import KeptCheckpoint
 from eventstore.errors import (
     AppendFailed,
+    CheckpointContradicted,
     EventMalformed,
     EventStoreError,
     HeadMoved,
     LogCorrupt,
     LogUnreadable,
+    NoSuchPosition,
     NotALog,
     OutcomeUnknown,
     StampTooOld,
@@ -93,8 +96,13 @@ class EventLog(LogReader):
             self._connection.close()
         self._outcome_unknown = True
         self._connection = _connect_writer(self.path)
-        if not database.restart_wal(self._connection):
-            raise OutcomeUnknown("the write-ahead log could not be emptied, see the warning before this")
+        try:
+            is_restarted = database.restart_wal(self._connection)
+        except database.READ_ERRORS as error:
+            reason = f"the write-ahead log could not be emptied: {error}"
+            raise OutcomeUnknown(reason, database.is_full(error)) from error
+        if not is_restarted:
+            raise OutcomeUnknown("the write-ahead log could not be emptied: a reader uses it")
         self._outcome_unknown = False
         self._frames = 0
         try:
@@ -108,14 +116,16 @@ class EventLog(LogReader):
         """Makes durable what a process left that was killed: it may have been killed after a failed fsync.
 
         Recovery takes such a commit for one that succeeded, and readers would be told of it. A reader in the
-        way leaves it to the next append's fsync, which is enough unless the disk had failed.
+        way leaves it to the next append's fsync, which is enough unless the disk had failed. A disk that
+        fails now may have failed then, so it is no warning: nothing that this file shows is to be trusted.
         """
+        connection = self._open_connection()
         try:
-            frames, _ = database.checkpoint_passive(self._open_connection())
+            frames, _ = database.checkpoint_passive(connection)
+            is_restarted = frames == 0 or database.restart_wal(connection)
         except database.READ_ERRORS as error:
-            self._checkpoint_failed(str(error))
-            return
-        if frames > 0 and not database.restart_wal(self._open_connection()):
+            raise open_error(error, self.path) from error
+        if not is_restarted:
             _log.warning("the write-ahead log of an earlier process stays", extra={"path": str(self.path)})
 
     def close(self) -> None:
@@ -183,6 +193,26 @@ class EventLog(LogReader):
         self._commit(connection)
         # Durable from here on.
         self._wrote(1)
+
+    def keep_checkpoint(self, kept: KeptCheckpoint) -> None:
+        """Keeps a signed checkpoint, durably and for ever. The newest one again is no second one.
+
+        Raises, with nothing written: NoSuchPosition for one of events that are not there,
+        CheckpointContradicted where another root is kept for its size, AppendFailed, LogCorrupt; AppendFailed
+        also for one of fewer events than the newest one. Raises OutcomeUnknown.
+        """
+        newest = self.newest_checkpoint()
+        if newest is not None and newest.size == kept.size:
+            if newest.root != kept.root:
+                raise CheckpointContradicted(kept.size, newest.root.hex(), kept.root.hex())
+            return
+        if kept.size > (head := self._head()):
+            raise NoSuchPosition(kept.size, head)
+        with self._before_commit() as connection:
+            connection.execute(_KEEP_CHECKPOINT, kept._asdict())
+        self._commit(connection)
+        # Durable from here on.
+        self._wrote(FRAMES_A_COMMIT)
 
     @contextmanager
     def _before_commit(self) -> Iterator[database.Connection]:
@@ -350,6 +380,8 @@ def _write_error(error: Exception) -> EventStoreError:
 
 
 _CLOSE_TIME = "UPDATE closed SET at = :at WHERE at < :at"
+
+_KEEP_CHECKPOINT = "INSERT INTO checkpoint (size, root, note, at) VALUES (:size, :root, :note, :at)"
 
 # Positional, as rows of a batch come as tuples.
 _INSERT = """

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Self, cast
 
 from eventstore import database, merkle, schema
+from eventstore.checkpoint import KeptCheckpoint
 from eventstore.errors import (
     EnvelopeTooNew,
     EventMalformed,
@@ -84,7 +85,7 @@ class LogReader:
         Their number and the leaf are checked, not the nodes above it: those are made of other rows.
         """
         body, hashes = self._row(_BODY_AND_HASHES, position)
-        _event_of_row(position, body, hashes[: merkle.HASH_SIZE_BYTES] if type(hashes) is bytes else hashes)
+        event_of_row(position, body, hashes[: merkle.HASH_SIZE_BYTES] if type(hashes) is bytes else hashes)
         size = merkle.HASH_SIZE_BYTES * merkle.levels_of(position)
         if len(hashes) != size:
             raise LogCorrupt(position, f"{len(hashes)} bytes of hashes stand there instead of {size}")
@@ -113,7 +114,7 @@ class LogReader:
                 last += 1
                 if position != last:
                     raise LogCorrupt(last, f"the position is missing, the next one is {position}")
-                # As _event_of_row, without its call: this runs for every event of a rebuild.
+                # As event_of_row, without its call: this runs for every event of a rebuild.
                 if type(body) is not bytes or merkle.leaf_hash(body) != leaf:
                     raise _wrong_leaf(position)
                 yield _event(position, body)
@@ -132,7 +133,7 @@ class LogReader:
         events = self._events(_OF_OPERATION, {"operation_id": operation_id})
         for event in events:
             if event.operation_id != operation_id:
-                raise _wrong_index(event.position, "operation_id", operation_id, event.operation_id)
+                raise wrong_index(event.position, "operation_id", operation_id, event.operation_id)
         return events
 
     def events_of_resource(
@@ -152,7 +153,7 @@ class LogReader:
         events = self._events(_OF_RESOURCE, parameters)
         for event in events:
             if event.resource_id != resource_id:
-                raise _wrong_index(event.position, "resource_id", resource_id, event.resource_id)
+                raise wrong_index(event.position, "resource_id", resource_id, event.resource_id)
         return events
 
     def events_of_stream(
@@ -216,7 +217,7 @@ class LogReader:
         at = self.at(position)
         column = self._stamp_column(position)
         if at != column:
-            raise _wrong_index(position, "at", column, at)
+            raise wrong_index(position, "at", column, at)
         return at
 
     def _version_at(self, stream: str, position: int) -> Version:
@@ -244,13 +245,26 @@ class LogReader:
         """The highest closed time: nothing will be stamped at or before it any more. 0 if there is none."""
         return self._value(_CLOSED)
 
+    def newest_checkpoint(self) -> KeptCheckpoint | None:
+        """The kept checkpoint of the most events, as it stands there; None in a log that keeps none."""
+        return next(iter(self._checkpoints(_NEWEST_CHECKPOINT, {})), None)
+
+    def checkpoints(self, *, after: int = 0, limit: int = 1000) -> list[KeptCheckpoint]:
+        """The first `limit` kept checkpoints of more than `after` events, in order, as they stand there."""
+        return self._checkpoints(_CHECKPOINTS, {"after": after, "limit": limit})
+
+    def _checkpoints(self, sql: str, parameters: dict[str, Any]) -> list[KeptCheckpoint]:
+        # A log that no newer software has written to has no such table.
+        rows = self._rows(sql, parameters) if self._rows(_HAS_CHECKPOINTS, {}) else []
+        return [KeptCheckpoint(merkle.TreeSize(size), root, note, at) for size, root, note, at in rows]
+
     def _head(self) -> Position:
         return Position(self._value(_HEAD))
 
     def _events(self, sql: str, parameters: dict[str, Any]) -> list[Event]:
         events = []
         for position, body, leaf in self._rows(sql, parameters):
-            events.append(_event_of_row(position, body, leaf))
+            events.append(event_of_row(position, body, leaf))
         return events
 
     def _indexed_event(self, position: int) -> Event:
@@ -263,7 +277,7 @@ class LogReader:
     def _checked(self, position: Position) -> tuple[Event, bytes, bytes]:
         """One event, its canonical bytes and its leaf hash."""
         body, leaf = self._row(_BODY, position)
-        return _event_of_row(position, body, leaf), body, leaf
+        return event_of_row(position, body, leaf), body, leaf
 
     def _row(self, sql: str, position: Position) -> tuple[Any, ...]:
         """The one row of a query by position. Raises NoSuchPosition, LogCorrupt for a gap."""
@@ -330,7 +344,7 @@ def _event(position: int, body: bytes) -> Event:
     return event
 
 
-def _event_of_row(position: int, body: object, leaf: object) -> Event:
+def event_of_row(position: int, body: object, leaf: object) -> Event:
     """The event of a stored row. Raises LogCorrupt where bytes, hash or position are not what was written."""
     if type(body) is not bytes or merkle.leaf_hash(body) != leaf:
         raise _wrong_leaf(position)
@@ -341,15 +355,15 @@ def _wrong_leaf(position: int) -> LogCorrupt:
     return LogCorrupt(position, "the bytes do not have the leaf hash stored beside them")
 
 
-def _wrong_index(position: int, column: str, indexed: object, said: object) -> LogCorrupt:
+def wrong_index(position: int, column: str, indexed: object, said: object) -> LogCorrupt:
     return LogCorrupt(position, f"it stands under {column} {indexed!r}, its bytes say {said!r}")
 
 
 def _check_in_stream(event: Event, stream: str, version: int) -> None:
     if event.stream != stream:
-        raise _wrong_index(event.position, "stream", stream, event.stream)
+        raise wrong_index(event.position, "stream", stream, event.stream)
     if event.version != version:
-        raise _wrong_index(event.position, "version", version, event.version)
+        raise wrong_index(event.position, "version", version, event.version)
 
 
 def _integers(row: tuple[Any, ...]) -> tuple[int, ...]:
@@ -441,3 +455,28 @@ LIMIT 1
 _POSITION_OF_VERSION = "SELECT position FROM event WHERE stream = :stream AND version = :version"
 
 _CLOSED = "SELECT at FROM closed"
+
+_HAS_CHECKPOINTS = "SELECT 1 FROM sqlite_schema WHERE name = 'checkpoint'"
+
+_NEWEST_CHECKPOINT = """
+SELECT
+    size,
+    root,
+    note,
+    at
+FROM checkpoint
+ORDER BY size DESC
+LIMIT 1
+"""
+
+_CHECKPOINTS = """
+SELECT
+    size,
+    root,
+    note,
+    at
+FROM checkpoint
+WHERE size > :after
+ORDER BY size
+LIMIT :limit
+"""

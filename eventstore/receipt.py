@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 from eventstore import merkle
@@ -27,7 +28,7 @@ from eventstore.event import Event, Position, decode
 from eventstore.heads import check_log
 from eventstore.keys import Verifier
 from eventstore.log import LOG_CREATED
-from eventstore.merkle import LeafIndex, TreeSize
+from eventstore.merkle import LeafIndex, RowReader, TreeSize
 from eventstore.proofs import Proof, check_consistency, check_inclusion, consistency_proof, inclusion_proof
 from eventstore.reader import LogReader
 
@@ -73,12 +74,25 @@ def prove(log: LogReader, position: Position, note: str) -> Receipt:
     O(log n) reads. Raises NoSuchPosition for a position that the checkpoint does not cover, NoteMalformed,
     ForeignCheckpoint, CheckpointContradicted; LogCorrupt where a stored hash is not what it covers.
     """
+    return prove_all(log, (position,), note)[0]
+
+
+def prove_all(log: LogReader, positions: Iterable[Position], note: str) -> list[Receipt]:
+    """The receipts of several events, in their order, led to one checkpoint. As `prove`, which see.
+
+    They share most of their way, which is read once; it is in memory until the end.
+    """
     checkpoint = _checkpoint_of(note)
+    read = cache(log.hashes)
     check_log(log, checkpoint)
+    return [_prove(log, position, checkpoint, note, read) for position in positions]
+
+
+def _prove(log: LogReader, position: Position, checkpoint: Checkpoint, note: str, read: RowReader) -> Receipt:
     if not 1 <= position <= checkpoint.size:
         raise NoSuchPosition(position, checkpoint.size)
     index, body = merkle.leaf_index(position), log.body(position)
-    proof = inclusion_proof(index, checkpoint.size, log.hashes)
+    proof = inclusion_proof(index, checkpoint.size, read)
     try:
         check_inclusion(
             merkle.leaf_hash(body), proof, index=index, size=checkpoint.size, expected=checkpoint.root

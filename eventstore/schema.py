@@ -1,7 +1,11 @@
-"""The disk format of log.db. Table event and its columns position, body and hashes are a public contract."""
+"""The disk format of log.db. Table event and its columns position, body and hashes are a public contract.
+
+Format 1 had no table checkpoint. A reader takes such a file as it is, the next writer adds the table.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -15,14 +19,14 @@ if TYPE_CHECKING:
 
 # "ilog" in ASCII, at byte 68 of the file: `file log.db` shows it.
 APPLICATION_ID: Final = 0x696C6F67
-DISK_FORMAT: Final = 1
+DISK_FORMAT: Final = 2
 
 migrations = Migrations("log")
 
 
 @migrations()
 def m001_event(db: Database) -> None:
-    for statement in (_EVENT, _EVENT_BY_STREAM, _EVENT_BY_OPERATION, _EVENT_BY_RESOURCE):
+    for statement in (_EVENT, *_INDEXES):
         db.execute(statement)
     for statement in (_EVENT_INSERT, _EVENT_UPDATE, _EVENT_DELETE):
         db.execute(statement)
@@ -31,6 +35,12 @@ def m001_event(db: Database) -> None:
 @migrations()
 def m002_closed(db: Database) -> None:
     for statement in (_CLOSED, _CLOSED_ROW, _CLOSED_INSERT, _CLOSED_UPDATE, _CLOSED_DELETE):
+        db.execute(statement)
+
+
+@migrations()
+def m003_checkpoint(db: Database) -> None:
+    for statement in _CHECKPOINTS:
         db.execute(statement)
 
 
@@ -123,6 +133,73 @@ BEGIN
     SELECT raise(ABORT, 'the closed time only grows');
 END
 """
+
+_CHECKPOINT = """
+-- Signed checkpoints as they were given out, in the file whose events they vouch for: so no crash leaves one
+-- of events that are not there. They are no events: what signs the log cannot be in what is signed.
+CREATE TABLE checkpoint (
+    -- How many events: a size has one root for ever.
+    size INTEGER PRIMARY KEY,
+    root BLOB NOT NULL,
+    -- The signed note.
+    note TEXT NOT NULL,
+    -- When it was made, in nanoseconds since the epoch.
+    at INTEGER NOT NULL
+) STRICT
+"""
+
+# As sizes only grow, no row is in the way of REPLACE.
+_CHECKPOINT_INSERT = """
+CREATE TRIGGER checkpoint_insert BEFORE INSERT ON checkpoint
+WHEN NEW.size <= coalesce((SELECT max(size) FROM checkpoint), 0)
+    OR NEW.size > coalesce((SELECT max(position) FROM event), 0)
+BEGIN
+    SELECT raise(ABORT, 'a checkpoint covers more events than the last one, and none that are not there');
+END
+"""
+
+_CHECKPOINT_UPDATE = """
+CREATE TRIGGER checkpoint_update BEFORE UPDATE ON checkpoint
+BEGIN
+    SELECT raise(ABORT, 'what was signed is never changed');
+END
+"""
+
+_CHECKPOINT_DELETE = """
+CREATE TRIGGER checkpoint_delete BEFORE DELETE ON checkpoint
+BEGIN
+    SELECT raise(ABORT, 'what was signed is never deleted');
+END
+"""
+
+_CHECKPOINTS: Final = (_CHECKPOINT, _CHECKPOINT_INSERT, _CHECKPOINT_UPDATE, _CHECKPOINT_DELETE)
+
+_INDEXES: Final = (_EVENT_BY_STREAM, _EVENT_BY_OPERATION, _EVENT_BY_RESOURCE)
+
+_COMMENT: Final = re.compile(r"--[^\n]*")
+
+
+def normal(statement: str) -> str:
+    """A statement of ours, or one in sqlite_schema, without what has no meaning."""
+    return " ".join(_COMMENT.sub("", statement).split())
+
+
+# For whoever checks all of the file: the indexes of table event.
+INDEXES: Final = tuple(map(normal, _INDEXES))
+
+_FIRST_OBJECTS: Final = (
+    *(_EVENT, *_INDEXES, _EVENT_INSERT, _EVENT_UPDATE, _EVENT_DELETE),
+    *(_CLOSED, _CLOSED_INSERT, _CLOSED_UPDATE, _CLOSED_DELETE),
+)
+
+
+def objects(disk_format: int) -> dict[str, str]:
+    """What must be in a file of this format, by name."""
+    statements = map(normal, _FIRST_OBJECTS if disk_format < 2 else (*_FIRST_OBJECTS, *_CHECKPOINTS))
+    return {
+        statement.removeprefix("CREATE UNIQUE ").removeprefix("CREATE ").split()[1]: statement
+        for statement in statements
+    }
 
 
 def check_format(connection: database.Connection, path: Path) -> bool:

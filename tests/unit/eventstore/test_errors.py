@@ -47,6 +47,14 @@ ALL = [
         errors.EntryTooLarge(7, 70_000, 65_535), ["7", "70000", "65535", "another format"], id="entry"
     ),
     pytest.param(errors.TilesRefused(Path("d/t"), "no"), ["d/t", "no", "another folder"], id="tiles"),
+    pytest.param(
+        errors.PublishedDiffers(Path("d/7.note"), 7), ["d/7.note", "7 events", "find out"], id="differs"
+    ),
+    pytest.param(
+        errors.PublishedRefused(Path("d/7.note"), "is none", "move it"),
+        ["d/7.note", "is none", "move it"],
+        id="published",
+    ),
 ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +13,9 @@ import eventstore
 from eventstore.event import Position
 from eventstore.log import EventLog
 from eventstore.reader import LogReader
+from tests.failing_disk import FailingDisk, compiled
 
 ROOT = Path(eventstore.__file__).parents[1]
-SOURCE = Path(__file__).with_name("failing_disk.c")
 
 PRELUDE = """
 import logging, os, signal, sys
@@ -26,7 +25,7 @@ from eventstore.event import Position, Version
 from eventstore.log import EventLog
 from eventstore.reader import LogReader
 
-path, faults = Path(sys.argv[1]), Path(os.environ["FAILING_DISK"])
+path, rules = Path(sys.argv[1]), Path(os.environ["FAILING_DISK"], "rules")
 log = EventLog.open(path)
 last = log.event(Position(10))
 
@@ -49,12 +48,12 @@ if sys.argv[2] == "beside a reader":
     reader = LogReader.open(path)
     reader.head()
 append(11)
-(faults / "fsync").touch()
+rules.write_text("1 fsync 5 before 0 -1 */log.db-wal")
 expect_unknown(append, 12)
 if sys.argv[3] == "for longer":
     expect_unknown(log.reopen)
     expect_unknown(log.head)
-(faults / "fsync").unlink()
+rules.unlink()
 log.reopen()
 print(log.head(), *(event.position for event in log.events_of_operation("op12")), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -62,10 +61,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 FAILED_CHECKPOINT = """
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
-(faults / "write").touch()
+rules.write_text("1 write 5 before 0 -1 */log.db")
 for position in range(11, 1111):
     append(position)
-(faults / "write").unlink()
+rules.unlink()
 for position in range(1111, 1611):
     append(position)
 print("head", log.head(), flush=True)
@@ -76,29 +75,17 @@ os.kill(os.getpid(), signal.SIGKILL)
 @pytest.fixture(scope="session")
 def failing_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library, compiled."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if sys.platform != "linux" or compiler is None:
-        pytest.skip("needs Linux and a C compiler")
-    library = tmp_path_factory.mktemp("failing_disk") / "failing_disk.so"
-    command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(SOURCE), "-ldl"]
-    subprocess.run(command, check=True)
-    return library
+    return compiled(tmp_path_factory.mktemp("failing_disk"))
 
 
 def run(library: Path, folder: Path, script: str, *arguments: object) -> list[str]:
     """The lines that a script prints before it kills itself."""
-    faults = folder / "faults"
-    faults.mkdir()
+    disk = FailingDisk(library, folder / "faults")
     child = subprocess.run(
         [sys.executable, "-c", PRELUDE + script, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "LD_PRELOAD": str(library),
-            "FAILING_DISK": str(faults),
-        },
+        env={**os.environ, "PYTHONPATH": str(ROOT), **disk.environment},
         check=False,
     )
     assert child.returncode == -9, child.stderr

@@ -28,6 +28,9 @@ RELEASED = {
     "ImageUpdated.1-empty-mask": "b2bc63c31066762b6333f41fa6f9d78c7c40d320141214adced9ff5fe37a8527",
     "ImageDeleted.1": "3b7fcab2be4302182de548c702792e669a5495216bf54e955be51712c78d666d",
     "ImageCreationCancelled.1": "af93b0c6748fd41de16fd1233a9e9d304d0164f7ecb64536cc0dddacfa3c73e8",
+    "CheckpointKeyAdded.1": "8a9c2b7b7cd001fce16cd902b4131f220c65abd7a8d6200705c6b6904ce53031",
+    "LogRestored.1": "eb38e30a76ba1229a2ede4ae8864b95d81025051baaf0ec84f37945aed08dd0e",
+    "LogRestored.1-published": "f3b1825c5858aeec920903ea09e8f39ccfc6d5c251f59d5810f9ea4272a415d6",
     "SourceRemoved.1": "92de2c1689e4ea9871f4d7b9b3adc8c7f2ddbed9aaf462105bb369edf05f6acf",
 }
 
