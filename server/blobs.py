@@ -60,13 +60,18 @@ class BlobDamaged(BlobError):
 class BlobStoreFailed(BlobError):
     """The operating system refused; `__cause__` is its OSError."""
 
+    remedy = "look at the blobs' disk, then try again"
+
     def __init__(self, doing: str, error: OSError) -> None:
-        super().__init__(f"{doing}: {error.strerror or error}")
+        self.reason = f"{doing}: {error.strerror or error}"
+        super().__init__(f"{self.reason}; {self.remedy}")
         self.errno = error.errno
 
 
 class BlobStoreFull(BlobStoreFailed):
     """No room is left on the disk, or in the quota."""
+
+    remedy = "free some space on the blobs' disk, and try again"
 
 
 class DiskLow(BlobError):
@@ -101,6 +106,8 @@ class BlobStore:
         # One placing, removal or count at a time: what a writer finds to be there stays until it returns.
         self._lock = threading.Lock()
         self._arriving: set[str] = set()
+        # Names that could not be made durable: an fsync that works later says nothing of them.
+        self._unsure: set[str] = set()
         # Digests that a commit has given out and whose event is not durable yet: never removed.
         self._pins: Counter[str] = Counter()
         # Apart from the other lock, so that a release never waits for a walk of the store.
@@ -279,7 +286,7 @@ class BlobStore:
     def _drop_incoming(self, name: str) -> None:
         try:
             with _folder(self.root) as top, _folder(_INCOMING, top) as incoming:
-                _unlink_if_there(name, incoming)
+                self._unlink_quietly(name, incoming)
         except OSError as error:
             logger.warning("an incoming file stays until the next sweep", extra={"error": error.strerror})
         self._arriving.discard(name)
@@ -299,13 +306,15 @@ class BlobStore:
             _made_folder(second, middle) as last,
         ):
             before = self._size_of(sha256)
-            if before == storage_size and whole is not False:
-                self._keep(sha256, last, middle, top)
-            else:
-                if whole:
-                    os.fsync(descriptor)  # It was removed since we looked.
-                self._rename(name, sha256, last, middle, top)
-                self._count(1 if before is None else 0, storage_size - (before or 0))
+            is_kept = before == storage_size and whole is not False and sha256 not in self._unsure
+            if whole and not is_kept:
+                os.fsync(descriptor)  # It was removed since we looked, or is there and not to be trusted.
+            with self._sure_or_gone(sha256, last, is_new=before is None):
+                if is_kept:
+                    self._keep(sha256, last, middle, top)
+                else:
+                    self._rename(name, sha256, last, middle, top)
+                    self._count(1 if before is None else 0, storage_size - (before or 0))
             with self._pins_lock:
                 self._pins[sha256] += 1
 
@@ -337,15 +346,33 @@ class BlobStore:
         last, _, top = folders
         with _folder(_INCOMING, top) as incoming:
             os.rename(name, sha256, src_dir_fd=incoming, dst_dir_fd=last)
+        for folder in folders:
+            os.fsync(folder)
+        # The blob is durable from here on. Nothing refers to it yet: a crash here leaves an orphan.
+
+    @contextmanager
+    def _sure_or_gone(self, sha256: str, folder: int, *, is_new: bool) -> Iterator[None]:
+        """Around what makes a blob durable: if it fails, the next try must not take the name for durable.
+
+        The kernel reports a lost write once, so an fsync that works afterwards proves nothing. A name that
+        is new goes again; one that was there before may be all that others have, and is given anew next time.
+        """
         try:
-            for folder in folders:
-                os.fsync(folder)
-            # The blob is durable from here on. Nothing refers to it yet: a crash here leaves an orphan.
+            yield
         except OSError:
-            # The kernel may report a lost write only once, so a second try must not find this file.
             self._totals = None
-            _unlink_if_there(sha256, last)
+            self._unsure.add(sha256)
+            if is_new:
+                self._unlink_quietly(sha256, folder)
             raise
+        self._unsure.discard(sha256)
+
+    def _unlink_quietly(self, name: str, folder: int) -> None:
+        """Not to hide the error that its caller reports."""
+        try:
+            _unlink_if_there(name, folder)
+        except OSError as error:
+            logger.warning("a file stays until the next sweep", extra={"error": error.strerror})
 
     def _size_of(self, sha256: str) -> int | None:
         """Bytes of the blob's file, None if none is there, or a link in its place."""

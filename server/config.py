@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
+
+from server.bounds import Bounds
+
+REASON_MAX = 256
 
 
 class ConfigInvalid(Exception):
@@ -15,7 +19,7 @@ class ConfigInvalid(Exception):
 class Config:
     """The options of `serve`. `listen` and `advertise` are HOST:PORT; port 0 takes a free one.
 
-    `min_free` is a share of the blobs' disk, 0 to 1; `blob_grace_s` is in seconds.
+    `min_free` is a share of the blobs' disk, 0 to 1; what ends in `_s` is in seconds.
     """
 
     data: Path
@@ -29,7 +33,13 @@ class Config:
     image_bytes_max: int = 10 * 1024**3
     blob_grace_s: float = 15 * 60
     min_free: float = 0.05
+    checkpoint_key: Path | None = None
+    rotate_checkpoint_key: bool = False
+    checkpoint_interval_s: float = 60
+    publish_checkpoints: Path | None = None
+    accept_rollback: str | None = None
     in_flight_max: int = 2048
+    bounds: Bounds = field(default_factory=Bounds)
 
     def check(self) -> None:
         """Raises ConfigInvalid."""
@@ -43,6 +53,25 @@ class Config:
                 f"--listen {self.listen} is beyond loopback and there is no TLS:"
                 " give --tls-cert and --tls-key, or accept plain text with --insecure"
             )
+        self._check_checkpoints()
+
+    def _check_checkpoints(self) -> None:
+        if self.checkpoint_key is not None and self.rotate_checkpoint_key:
+            raise ConfigInvalid(
+                "--rotate-checkpoint-key makes a new key, and --checkpoint-key gives one:"
+                " to change to another key of yours, give its file and nothing else"
+            )
+        if self.checkpoint_interval_s <= 0:
+            raise ConfigInvalid("--checkpoint-interval must be more than 0, like 60s")
+        published = self.publish_checkpoints
+        if published is not None and published.resolve().is_relative_to(self.data.resolve()):
+            raise ConfigInvalid(
+                f"--publish-checkpoints {published} is in the data directory: whoever puts back an older copy"
+                " of that puts back the checkpoints, too; give a folder elsewhere, best on another machine"
+            )
+        reason = self.accept_rollback
+        if reason is not None and not (reason.strip() and len(reason) <= REASON_MAX):
+            raise ConfigInvalid(f"--accept-rollback takes a reason of 1 to {REASON_MAX} characters: say why")
 
 
 def split_address(address: str, *, option: str) -> tuple[str, int]:

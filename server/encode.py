@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from google.protobuf.message import Message
@@ -60,6 +60,28 @@ def image_message(image: Image) -> image_pb2.Image:
     message.created_at.seconds = image["created_at"]
     _fill_os(message.os, image["os"])
     _fill_hardware(message.hardware_generation, image["hardware_generation"])
+    return message
+
+
+def image_part(image: Image, fields: Iterable[str]) -> image_pb2.Image:
+    """The Image message with these fields of it alone."""
+    message = image_pb2.Image()
+    for field in fields:
+        match field:
+            case "created_at":
+                message.created_at.seconds = image["created_at"]
+            case "labels":
+                message.labels.update(image["labels"])
+            case "product_ids":
+                message.product_ids.extend(image["product_ids"])
+            case "status":
+                message.status = _STATUS[image["status"]]
+            case "os":
+                _fill_os(message.os, image["os"])
+            case "hardware_generation":
+                _fill_hardware(message.hardware_generation, image["hardware_generation"])
+            case _:
+                setattr(message, field, image[field])  # type: ignore[literal-required]
     return message
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from typing import Any
 
+from grpc import StatusCode
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
@@ -13,11 +14,15 @@ from grpc_reflection.v1alpha._async import ReflectionServicer
 from projections.domain.refusals import NotFound
 from server.call import Call
 from server.gen.pool import POOL
-from server.handlers import Rpc
+from server.handlers import RETRY_AFTER_MS, Rpc
+from server.status import CallRefused
 
 HEALTH = "grpc.health.v1.Health"
 # The messages of v1 are those of v1alpha under another package name; clients ask for either.
 REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+
+# Each may hold a MiB of a request that does not come to its end.
+REFLECTIONS_MAX = 16
 
 # Reflection describes these, too, from the pool that describes our own services.
 for _file in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
@@ -88,6 +93,7 @@ class Reflection:
 
     def __init__(self, services: Callable[[], Collection[str]]) -> None:
         self._services = services
+        self._open = 0
 
     def rpcs(self) -> dict[str, Rpc]:
         request = reflection_pb2.ServerReflectionRequest
@@ -97,6 +103,17 @@ class Reflection:
         }
 
     async def info(self, call: Call, requests: AsyncIterator[Any]) -> AsyncIterator[bytes]:
-        servicer = ReflectionServicer(self._services(), POOL)
-        async for answer in servicer.ServerReflectionInfo(requests, None):
-            yield answer.SerializeToString()
+        if self._open >= REFLECTIONS_MAX:
+            raise CallRefused(
+                StatusCode.RESOURCE_EXHAUSTED,
+                f"The limit on reflections at once has exceeded: {REFLECTIONS_MAX}",
+                reason="TOO_MANY_REFLECTIONS",
+                retry_after_ms=RETRY_AFTER_MS,
+            )
+        self._open += 1
+        try:
+            servicer = ReflectionServicer(self._services(), POOL)
+            async for answer in servicer.ServerReflectionInfo(requests, None):
+                yield answer.SerializeToString()
+        finally:
+            self._open -= 1

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ from eventstore.database import fsync_directory
 
 PREFIX = "il1."
 LIFETIME_NS = 12 * 3600 * 1_000_000_000
+# A revocation outlives its token by so much, since a clock that is set back makes the token young again.
+REVOCATION_KEPT_NS = 24 * 3600 * 1_000_000_000
+REVOCATIONS_MAX = 100_000
+PRUNED_FROM = 1024
 KEY_FILE = "token.key"
 REVOKED_FILE = "tokens.revoked"
 KEY_BYTES = 32
@@ -32,6 +37,13 @@ class TokenRefused(Exception):
     """The text never holds the token."""
 
 
+class RevocationsFull(Exception):
+    """No more tokens can be revoked until earlier ones have expired."""
+
+    def __init__(self) -> None:
+        super().__init__(f"The limit on revoked tokens that have not expired has exceeded: {REVOCATIONS_MAX}")
+
+
 @dataclass(frozen=True, slots=True)
 class Issued:
     """A token of ours, and when it ends, in nanoseconds since the epoch."""
@@ -41,13 +53,19 @@ class Issued:
 
 
 class Tokens:
-    """Issues, reads and revokes tokens signed with the data directory's own key."""
+    """Issues, reads and revokes tokens signed with the data directory's own key.
+
+    `revoke` and `prune` write, and are for worker threads; the rest is for any.
+    """
 
     def __init__(self, key: bytes, *, revoked_path: Path, clock: Callable[[], int]) -> None:
         self._key = key
         self._revoked_path = revoked_path
         self._clock = clock
+        self._writing = threading.Lock()
+        # By fingerprint, when the token expires.
         self._revoked = _read_revoked(revoked_path)
+        self._pruned_from = PRUNED_FROM
         self._subjects: dict[str, str] = {}
 
     def issue(self, subject: str) -> Issued:
@@ -79,19 +97,47 @@ class Tokens:
     def revoke(self, token: str) -> str:
         """The subject of a token of ours, which is refused from now on, also after a restart.
 
-        Raises TokenRefused.
+        Raises TokenRefused, RevocationsFull, OSError.
         """
-        subject, expires_at = self._own(token)
-        fingerprint = _fingerprint(token)
-        with self._revoked_path.open("a", encoding="ascii") as file:
-            # The line's end comes first: a line that a power cut tore must not swallow the next one.
-            file.write(f"\n{fingerprint} {expires_at}")
+        with self._writing:
+            subject, expires_at = self._own(token)
+            if len(self._revoked) >= self._pruned_from:
+                self._rewrite()
+            if len(self._revoked) >= REVOCATIONS_MAX:
+                raise RevocationsFull
+            fingerprint = _fingerprint(token)
+            _append(self._revoked_path, fingerprint, expires_at)
+            # Durable from here on.
+            self._revoked[fingerprint] = expires_at
+        return subject
+
+    def prune(self) -> None:
+        """Forget the revocations of tokens that expired long ago, on disk, too. Raises OSError."""
+        with self._writing:
+            if any(map(self._is_stale, self._revoked.values())):
+                self._rewrite()
+
+    def _is_stale(self, expires_at: int) -> bool:
+        return expires_at + REVOCATION_KEPT_NS <= self._clock()
+
+    def _rewrite(self) -> None:
+        kept = {
+            fingerprint: expires_at
+            for fingerprint, expires_at in self._revoked.items()
+            if not self._is_stale(expires_at)
+        }
+        draft = self._revoked_path.with_suffix(".new")
+        lines = "".join(_line(fingerprint, expires_at) for fingerprint, expires_at in kept.items())
+        with draft.open("w", encoding="ascii") as file:
+            file.write(lines)
             file.flush()
             os.fsync(file.fileno())
+        # A crash on either side leaves a whole file, the old one or the new one.
+        draft.replace(self._revoked_path)
         fsync_directory(self._revoked_path.parent)
-        # Durable from here on.
-        self._revoked.add(fingerprint)
-        return subject
+        self._revoked = kept
+        # Not before there are twice as many, so that a revocation costs its own line, and seldom all lines.
+        self._pruned_from = min(max(PRUNED_FROM, 2 * len(kept)), REVOCATIONS_MAX)
 
     def _own(self, token: str) -> tuple[str, int]:
         try:
@@ -150,12 +196,28 @@ def _make_key(path: Path) -> bytes:
     return key
 
 
-def _read_revoked(path: Path) -> set[str]:
+def _read_revoked(path: Path) -> dict[str, int]:
+    """Which tokens are revoked, and when each expires."""
     try:
         lines = path.read_text(encoding="ascii").splitlines()
     except FileNotFoundError:
-        return set()
-    return {line.split(" ")[0] for line in lines if line}
+        return {}
+    # A line that a power cut tore was never acknowledged.
+    found = (line.split(" ") for line in lines)
+    return {words[0]: int(words[1]) for words in found if len(words) == 2 and words[1].isdecimal()}
+
+
+def _append(path: Path, fingerprint: str, expires_at: int) -> None:
+    with path.open("a", encoding="ascii") as file:
+        file.write(_line(fingerprint, expires_at))
+        file.flush()
+        os.fsync(file.fileno())
+    fsync_directory(path.parent)
+
+
+def _line(fingerprint: str, expires_at: int) -> str:
+    # The line's end comes first: a line that a power cut tore must not swallow the next one.
+    return f"\n{fingerprint} {expires_at}"
 
 
 def _fingerprint(token: str) -> str:

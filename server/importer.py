@@ -21,7 +21,7 @@ from projections.domain.operation import CancelOperation
 from projections.queries import Queries
 from projections.rows import OperationView
 from server.allowlist import AllowList, Location, SourceNotAllowed, UriMalformed
-from server.blobs import Blob, BlobError, BlobStore, BlobStoreFull, DiskLow
+from server.blobs import Blob, BlobError, BlobStore, BlobStoreFailed, BlobStoreFull, DiskLow
 from server.detached import Detached
 from server.fetch import fetch
 from server.formats import FormatRefused
@@ -40,6 +40,7 @@ FAILED_PRECONDITION = 9
 RESOURCE_EXHAUSTED = 8
 SUBMIT_S_MAX = 3600.0
 INTERNAL = 13
+UNAVAILABLE = 14
 RETRY_S = 1.0
 Done = TypeVar("Done")
 
@@ -199,6 +200,8 @@ class Importer:
             await self._fail(entry.operation, FAILED_PRECONDITION, str(error), "IMPORT_FAILED")
         except (BlobStoreFull, DiskLow) as error:
             await self._fail(entry.operation, RESOURCE_EXHAUSTED, str(error), "DISK_FULL")
+        except BlobStoreFailed as error:
+            await self._fail(entry.operation, UNAVAILABLE, str(error), "BLOB_STORE_UNAVAILABLE")
         except BlobError as error:
             await self._fail(entry.operation, FAILED_PRECONDITION, str(error), "BLOB_STORE_FAILED")
         except Exception as error:

@@ -10,32 +10,48 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 
+from eventstore.lineage import lineage
+from eventstore.published import folder_of, remove_drafts
 from eventstore.reader import LogReader
-from projections.projector import Projector
+from eventstore.search import LogSearch
 from projections.queries import Queries
-from projections.store import check, open_projector, open_queries
+from projections.store import open_projector
 from server.allowlist import AllowList
 from server.answers import Answers
+from server.bounds import REQUEST_BYTES_MAX, Bounds
+from server.checkpoints import Checkpoints
 from server.config import Config, split_address
+from server.connections import raise_file_limit
 from server.encode import image_frame
 from server.handlers import Gate, Handlers
 from server.health import Health, Reflection
 from server.importer import Importer
+from server.live import LiveProjection
+from server.logs import Logs
 from server.moments import Moments
+from server.proofs import Proofs
+from server.publisher import Publisher
 from server.readers import Readers
 from server.reaper import Reaper
+from server.rebuilder import Rebuilder
+from server.scrubber import Scrubber
 from server.services.blobs import BlobService
 from server.services.endpoints import ApiEndpointService
+from server.services.history import HistoryService
 from server.services.iam import IamTokenService
 from server.services.images import ImageService
 from server.services.operations import OperationService
+from server.services.proofs import ProofService
+from server.services.rebuild import RebuildService
+from server.services.scrub import ScrubService
 from server.services.sources import SourceService
 from server.services.status import SOFTWARE, StatusService
 from server.start import Stores, bind, interruptible, open_stores
+from server.waiting import Waiting
+from server.watch import Watches
 from server.wire import Limits
 from server.writer import SystemEvent, Writer
 
@@ -47,7 +63,7 @@ BLOB_THREADS = 4
 
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", 1024 * 1024),
+    ("grpc.max_receive_message_length", REQUEST_BYTES_MAX),
     ("grpc.max_send_message_length", 16 * 1024 * 1024),
     ("grpc.max_metadata_size", 8 * 1024),
     ("grpc.absolute_max_metadata_size", 8 * 1024),
@@ -63,19 +79,35 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
+def _bounded(bounds: Bounds, *, files_max: int) -> tuple[tuple[str, int], ...]:
+    """What gRPC itself can bound: how many connections there are, and how long one may say nothing."""
+    return (
+        # A connection too many is closed at once; half of the files are left for databases and blobs.
+        ("grpc.max_allowed_incoming_connections", min(bounds.connections_max, files_max // 2)),
+        ("grpc.server_handshake_timeout_ms", round(bounds.handshake_s * 1000)),
+        ("grpc.max_connection_idle_ms", round(bounds.idle_s * 1000)),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What serves calls, each part wired to the others."""
 
-    log: LogReader
+    log: LogSearch
     queries: Queries
     readers: Readers
+    logs: Logs
+    watches: Watches
     writer: Writer
     moments: Moments
     importer: Importer
     answers: Answers
     reaper: Reaper
+    rebuilder: Rebuilder
+    scrubber: Scrubber
     threads: ThreadPoolExecutor
+    checkpoints: Checkpoints
+    proofs: Proofs
 
 
 def serve(config: Config, *, say: Callable[[str], None] = print) -> None:
@@ -95,39 +127,59 @@ async def _serve(config: Config, say: Callable[[str], None]) -> None:
     started_at = time.time_ns()
     allowlist = AllowList.parse(config.allow_source, private=config.data)
     gate = Gate(in_flight_max=config.in_flight_max)
-    server = grpc.aio.server(options=OPTIONS)
+    server = grpc.aio.server(options=(*OPTIONS, *_bounded(config.bounds, files_max=raise_file_limit())))
     port = bind(server, config)
     with ExitStack() as stack:
         with interruptible():
             stores = open_stores(config, stack)
         told_to_stop = _stop_signals()
         handlers = Handlers(gate, stores.tokens)
+        waiting = Waiting(handlers, config.bounds)
         health = Health(lambda: handlers.services)
-        handlers.add(health.rpcs())
-        handlers.add(Reflection(lambda: handlers.services).rpcs())
+        waiting.add(health.rpcs())
+        waiting.add(Reflection(lambda: handlers.services).rpcs())
         parts = _wire(config, stores, allowlist, health, stack)
-        _add_services(config, stores, parts, handlers, port=port, started_at=started_at)
-        server.add_generic_rpc_handlers((handlers,))
-        parts.writer.start()
-        if stores.clock_accepted:
-            await parts.writer.note(SystemEvent("ClockAccepted", {"clock": started_at}))
-        await parts.writer.note(SystemEvent("ServerStarted", {"software": SOFTWARE}))
+        _add_services(config, stores, parts, waiting, port=port, started_at=started_at)
+        server.add_generic_rpc_handlers((waiting,))
+        await _start(parts.writer, stores, started_at=started_at)
+        # From here on the log names the key, which may sign now.
+        stores.key_files.settle(stores.signer)
+        parts.checkpoints.begin(_publisher(config, parts.log))
         parts.importer.resume(parts.queries)
         parts.reaper.start()
+        looking = asyncio.create_task(waiting.look())
         await server.start()
         await health.serving(True)
         host, _ = split_address(config.listen, option="--listen")
         say(f"listening on {_address(host, port)}")
         await told_to_stop.wait()
-        await _drain(server, gate, health, parts)
+        await _drain(server, gate, health, stores, parts)
+        looking.cancel()
+
+
+async def _start(writer: Writer, stores: Stores, *, started_at: int) -> None:
+    """Start the writer, whose first events say so. Raises CallRefused, EventStoreError, with it stopped."""
+    writer.start()
+    try:
+        if stores.clock_accepted:
+            await writer.note(SystemEvent("ClockAccepted", {"clock": started_at}))
+        await writer.note(*stores.first_events, SystemEvent("ServerStarted", {"software": SOFTWARE}))
+    except BaseException:
+        # It may still be trying to reopen a log that nobody else may then close.
+        await writer.stop()
+        raise
 
 
 def _wire(config: Config, stores: Stores, allowlist: AllowList, health: Health, stack: ExitStack) -> Parts:
-    log = LogReader.open(stores.log_path)
+    log = LogSearch.open(stores.log_path)
     stack.callback(log.close)
-    queries = open_queries(stores.projection, encode=image_frame)
+    live = LiveProjection(stores.projection, stores.log)
+    queries, readers = live.queries, live.readers
     stack.callback(queries.close)
-    readers = Readers(lambda: open_queries(stores.projection, encode=image_frame))
+    logs = Logs(stores.log_path)
+    stack.callback(logs.close)  # After the readers, whose threads use them.
+    watches = Watches(LogSearch.open(stores.log_path), applied=lambda: writer.applied)
+    stack.callback(watches.close)
     stack.callback(readers.close)
     threads = ThreadPoolExecutor(BLOB_THREADS, thread_name_prefix="blob")
     stack.callback(threads.shutdown)
@@ -138,7 +190,7 @@ def _wire(config: Config, stores: Stores, allowlist: AllowList, health: Health, 
         open_projector(stores.projection, encode=image_frame),
         clock=time.time_ns,
         # The writer's thread reopens, so it reads the log that is its own.
-        open_projector=lambda: _reopen(stores.projection, stores.log),
+        open_projector=live.reopen,
         on_freed=reaper.freed,
         answers=answers,
         on_state=health.writing,
@@ -152,11 +204,49 @@ def _wire(config: Config, stores: Stores, allowlist: AllowList, health: Health, 
         on_released=reaper.freed,
     )
     moments = Moments(log, queries, writer, clock=time.time_ns)
-    return Parts(log, queries, readers, writer, moments, importer, answers, reaper, threads)
+    checkpoints = Checkpoints(
+        LogReader.open(stores.log_path),
+        stores.signer,
+        keep=writer.keep,
+        applied=lambda: writer.applied,
+        clock=time.time_ns,
+        interval_s=config.checkpoint_interval_s,
+    )
+    stack.callback(checkpoints.close)
+    rebuilder = Rebuilder(live, writer, log_path=stores.log_path)
+    scrubber = Scrubber(log_path=stores.log_path, live=lambda: live.path, blobs=stores.blobs)
+    stack.callback(scrubber.close)
+    return Parts(
+        log=log,
+        queries=queries,
+        readers=readers,
+        logs=logs,
+        watches=watches,
+        writer=writer,
+        moments=moments,
+        importer=importer,
+        answers=answers,
+        reaper=reaper,
+        rebuilder=rebuilder,
+        scrubber=scrubber,
+        threads=threads,
+        checkpoints=checkpoints,
+        proofs=Proofs(checkpoints, readers, logs),
+    )
+
+
+def _publisher(config: Config, log: LogReader) -> Publisher | None:
+    """What publishes, in the folder that the log goes on in. Raises OSError."""
+    directory = config.publish_checkpoints
+    if directory is None:
+        return None
+    folder = folder_of(directory, lineage(log))
+    remove_drafts(folder)
+    return Publisher(folder)
 
 
 def _add_services(
-    config: Config, stores: Stores, parts: Parts, handlers: Handlers, *, port: int, started_at: int
+    config: Config, stores: Stores, parts: Parts, waiting: Waiting, *, port: int, started_at: int
 ) -> None:
     queries, writer, moments, importer = parts.queries, parts.writer, parts.moments, parts.importer
     address = config.advertise or _address(_reachable(config.listen), port)
@@ -172,7 +262,7 @@ def _add_services(
         ),
         OperationService(queries=queries, moments=moments, importer=importer),
         ApiEndpointService(lambda: address),
-        IamTokenService(stores.tokens),
+        IamTokenService(stores.tokens, threads=parts.threads),
         SourceService(
             queries=queries,
             writer=writer,
@@ -180,10 +270,24 @@ def _add_services(
             blobs=stores.blobs,
             threads=parts.threads,
             upload_bytes_max=config.image_bytes_max,
+            bounds=config.bounds,
             clock=time.time_ns,
             on_released=parts.reaper.freed,
         ),
         BlobService(queries=queries, moments=moments, blobs=stores.blobs, threads=parts.threads),
+        RebuildService(parts.rebuilder),
+        ScrubService(parts.scrubber),
+        HistoryService(
+            log=parts.log,
+            queries=queries,
+            readers=parts.readers,
+            logs=parts.logs,
+            moments=moments,
+            watches=parts.watches,
+            answers=parts.answers,
+            proofs=parts.proofs,
+        ),
+        ProofService(parts.proofs, moments, applied=lambda: queries.applied()[1]),
         StatusService(
             log=parts.log,
             queries=queries,
@@ -193,14 +297,7 @@ def _add_services(
             started_at=started_at,
         ),
     ):
-        handlers.add(service.rpcs())
-
-
-def _reopen(path: Path, log: LogReader) -> tuple[Projector, int]:
-    applied = check(path, log)
-    if applied is None:
-        raise AssertionError("the projection's version changed while it was served")
-    return open_projector(path, encode=image_frame), applied
+        waiting.add(service.rpcs())
 
 
 def _reachable(listen: str) -> str:
@@ -228,7 +325,7 @@ def _stop_signals() -> asyncio.Event:
     return told
 
 
-async def _drain(server: grpc.aio.Server, gate: Gate, health: Health, parts: Parts) -> None:
+async def _drain(server: grpc.aio.Server, gate: Gate, health: Health, stores: Stores, parts: Parts) -> None:
     """Refuse what is new, answer what is in flight (for 30 s at most) and in the queue, then stop.
 
     `server.stop` cancels calls that wait in gRPC's own queue, so it comes when none has come in for a while:
@@ -236,6 +333,8 @@ async def _drain(server: grpc.aio.Server, gate: Gate, health: Health, parts: Par
     """
     await health.serving(False)
     gate.close()
+    await parts.rebuilder.stop()
+    await parts.scrubber.stop()
     give_up = time.monotonic() + DRAIN_S_MAX
     while gate.in_flight and time.monotonic() < give_up:
         await asyncio.sleep(0.01)
@@ -246,6 +345,9 @@ async def _drain(server: grpc.aio.Server, gate: Gate, health: Health, parts: Par
     parts.writer.begin_stop()
     await parts.importer.stop()
     await parts.writer.stop()
+    await parts.checkpoints.finish(stores.log)
+    # Now that nothing more is written, watchers hear of the last of it.
+    await parts.watches.stop()
     give_up = time.monotonic() + QUIET_S_MAX
     while time.monotonic() - gate.refused_at < QUIET_S and time.monotonic() < give_up:
         await asyncio.sleep(0.01)

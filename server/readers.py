@@ -1,4 +1,4 @@
-"""Questions that no index bounds, off the event loop: a few threads, each with its own connection."""
+"""Questions that no index bounds, off the event loop: a few threads, and a connection for each that asks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -47,13 +47,98 @@ class _Running:
                 self._queries.interrupt()
 
 
-class Readers:
-    """A small pool of reading threads. `open_queries` is called once in each."""
+class _Connections:
+    """Connections to the live file, lent to one question at a time, and those to files that were live before.
+
+    A question goes on with the connection that it began with.
+    """
 
     def __init__(self, open_queries: Callable[[], Queries]) -> None:
         self._open_queries = open_queries
-        self._local = threading.local()
-        self._opened: list[Queries] = []
+        self._lock = threading.Lock()
+        self._idle: list[Queries] = []
+        self._lent: set[Queries] = set()
+        self._retired: set[Queries] = set()
+        self._until_closed: list[Future[None]] = []
+        self._moves = 0
+
+    @contextmanager
+    def one(self) -> Iterator[Queries]:
+        queries = self._borrow()
+        try:
+            yield queries
+        finally:
+            self._give_back(queries)
+
+    def is_live(self, queries: Queries) -> bool:
+        with self._lock:
+            return queries in self._lent
+
+    def move(self) -> Future[None]:
+        """Lend connections to another file from now on; done when none to an earlier one is open any more."""
+        with self._lock:
+            self._moves += 1
+            closing, self._idle = self._idle, []
+            self._retired |= self._lent
+            self._lent = set()
+            closed: Future[None] = Future()
+            closed.set_running_or_notify_cancel()  # Whoever stops waiting does not cancel it.
+            self._until_closed.append(closed)
+        for queries in closing:
+            queries.close()
+        self._tell_closed()
+        return closed
+
+    def interrupt(self) -> None:
+        with self._lock:
+            for queries in (*self._lent, *self._retired):
+                queries.interrupt()
+
+    def close(self) -> None:
+        for queries in (*self._idle, *self._lent, *self._retired):
+            queries.close()
+
+    def _borrow(self) -> Queries:
+        while True:
+            with self._lock:
+                if self._idle:
+                    queries = self._idle.pop()
+                    self._lent.add(queries)
+                    return queries
+                moves = self._moves
+            queries = self._open_queries()
+            with self._lock:
+                # Opened meanwhile, so it may be of either file.
+                if moves == self._moves:
+                    self._lent.add(queries)
+                    return queries
+            queries.close()
+
+    def _give_back(self, queries: Queries) -> None:
+        with self._lock:
+            if queries in self._lent:
+                self._lent.discard(queries)
+                self._idle.append(queries)
+                return
+        queries.close()
+        with self._lock:
+            self._retired.discard(queries)
+        self._tell_closed()
+
+    def _tell_closed(self) -> None:
+        with self._lock:
+            if self._retired:
+                return
+            told, self._until_closed = self._until_closed, []
+        for closed in told:
+            closed.set_result(None)
+
+
+class Readers:
+    """A small pool of reading threads. `open_queries` gives a connection to the live file."""
+
+    def __init__(self, open_queries: Callable[[], Queries]) -> None:
+        self._connections = _Connections(open_queries)
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
 
     async def run(self, ask: Callable[[Queries], Answer], *, deadline: float) -> Answer:
@@ -76,20 +161,22 @@ class Readers:
                 work.add_done_callback(_swallow)
                 running.interrupt()
 
+    def move(self) -> Future[None]:
+        """What is asked from now on is asked of another file; done when nobody reads an earlier one."""
+        return self._connections.move()
+
+    def is_live(self, queries: Queries) -> bool:
+        """Whether a question that runs now runs on the file that is live now."""
+        return self._connections.is_live(queries)
+
     def close(self) -> None:
-        for queries in self._opened:
-            queries.interrupt()
+        self._connections.interrupt()
         self._threads.shutdown(cancel_futures=True)
-        for queries in self._opened:
-            queries.close()
+        self._connections.close()
 
     def _ask(self, ask: Callable[[Queries], Answer], running: _Running) -> Answer:
-        queries: Queries | None = getattr(self._local, "queries", None)
-        if queries is None:
-            queries = self._local.queries = self._open_queries()
-            self._opened.append(queries)
         try:
-            with running.by(queries):
+            with self._connections.one() as queries, running.by(queries):
                 return ask(queries)
         except database.Error as error:
             if database.is_interrupted(error):

@@ -9,6 +9,8 @@ import time
 from collections.abc import Collection
 from contextlib import suppress
 
+from grpc import StatusCode
+
 from projections.queries import Queries
 from server.blobs import BlobError, BlobStore
 from server.readers import Readers
@@ -31,19 +33,19 @@ class Reaper:
         self._due: list[tuple[float, str]] = []
         self._last_due: dict[str, float] = {}
         self._changed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._stopping = False
 
     def start(self) -> None:
         """Look at everything that is there once the grace time has passed: a crash may have left orphans."""
-        self._task = asyncio.create_task(self._run())
+        self._tasks = (asyncio.create_task(self._run()), asyncio.create_task(self._begin()))
 
     async def stop(self) -> None:
         # Also said so, because a question that is answered in the same moment loses the cancellation.
         self._stopping = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def freed(self, digests: Collection[str]) -> None:
         """Blobs that lost a use, by an event that is durable, or a pin. Call it in the event loop."""
@@ -54,11 +56,17 @@ class Reaper:
         if digests:
             self._changed.set()
 
+    async def _begin(self) -> None:
+        """Sweep once. While the disk does not let us, orphans stay, so it is tried again."""
+        while not self._stopping:
+            try:
+                self.freed(await asyncio.get_running_loop().run_in_executor(None, self._sweep))
+                return
+            except BlobError as error:
+                _log.error("the blob store could not be swept", extra={"reason": str(error)})
+            await asyncio.sleep(AGAIN_S)
+
     async def _run(self) -> None:
-        try:
-            self.freed(await asyncio.get_running_loop().run_in_executor(None, self._sweep))
-        except BlobError as error:
-            _log.error("the blob store could not be swept", extra={"reason": str(error)})
         while not self._stopping:
             await self._until_due()
             due, sha256 = heapq.heappop(self._due)
@@ -81,7 +89,7 @@ class Reaper:
 
     async def _remove(self, sha256: str) -> None:
         def remove(queries: Queries) -> bool:
-            return self._blobs.remove_unused(sha256, queries.is_blob_used)
+            return self._blobs.remove_unused(sha256, lambda one: self._is_used(queries, one))
 
         try:
             removed = await self._readers.run(remove, deadline=time.monotonic() + READ_S_MAX)
@@ -96,6 +104,17 @@ class Reaper:
             return
         if removed:
             _log.info("an unused blob was removed", extra={"sha256": sha256})
+
+    def _is_used(self, queries: Queries, sha256: str) -> bool:
+        """In a reader's thread. Raises CallRefused where the answer may be of a file that nobody writes.
+
+        That is asked after the answer: what was live then was live when it was read.
+        """
+        used = queries.is_blob_used(sha256)
+        if not self._readers.is_live(queries):
+            message = "the projection was replaced meanwhile"
+            raise CallRefused(StatusCode.UNAVAILABLE, message, reason="PROJECTION_REPLACED")
+        return used
 
     def _again(self, sha256: str) -> None:
         due = time.monotonic() + max(self._grace_s, AGAIN_S)

@@ -12,7 +12,7 @@ import ssl
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_bytes
@@ -22,8 +22,9 @@ import grpc
 
 from eventstore import database, schema
 from eventstore.errors import AppendFailed, NotALog, OutcomeUnknown
+from eventstore.keys import KEY_SIZE_BYTES, Signer
 from eventstore.lock import DirectoryLock
-from eventstore.log import EventLog, new_log_id
+from eventstore.log import PAGE_BYTES, EventLog, new_log_id
 from eventstore.reader import LogReader
 from projections.moments import format_time
 from projections.store import ProjectionFiles, open_live
@@ -31,6 +32,9 @@ from server.blobs import BlobStore, BlobStoreFailed
 from server.config import Config, split_address
 from server.encode import image_frame
 from server.identity import KEY_FILE, REVOKED_FILE, Tokens, load_key
+from server.promises import check_promises, first_events, key_files
+from server.signing import KeyFiles
+from server.writer import SystemEvent
 
 CLOCK_BEHIND_NS_MAX = 5 * 60 * 1_000_000_000
 START_BYTES = 1024 * 1024
@@ -59,6 +63,10 @@ class Stores:
     blobs: BlobStore
     tokens: Tokens
     clock_accepted: bool
+    key_files: KeyFiles
+    signer: Signer
+    # What the log has to say of its past and of that key, before anything else is written.
+    first_events: tuple[SystemEvent, ...]
 
 
 @contextmanager
@@ -156,19 +164,36 @@ def open_stores(config: Config, stack: ExitStack) -> Stores:
     log_path = directory / "log.db"
     with refusing(directory):
         _check_room(directory)
-        directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+        if not log_path.exists():
+            check_promises(config, None)
+        _make(directory)
         _check_writable(directory)
         _check_key(directory)
-        _look(log_path, accept_clock=config.accept_clock)
+        _look(config, log_path)
         since = format_time(time.time_ns())
         stack.enter_context(DirectoryLock(directory, command="imageledger serve", since=since))
         log = EventLog.open(log_path)
         stack.callback(log.close)
         clock_accepted = _check_clock(log, accept=config.accept_clock)
+        promises = check_promises(config, log if log.head() else None)
         log.create_if_empty(log_id=new_log_id(token_bytes(16)), at=time.time_ns())
         projection = open_live(ProjectionFiles(directory), log, encode=image_frame, on_progress=_progress)
         blobs = BlobStore(directory / "blobs", min_free=config.min_free)
-        return Stores(log, log_path, projection, blobs, _tokens(directory), clock_accepted)
+        tokens = _tokens(directory)
+        tokens.prune()
+        files = key_files(config)
+        signer = promises.signer or files.make(log.log_id, token_bytes(KEY_SIZE_BYTES))
+        return Stores(
+            log=log,
+            log_path=log_path,
+            projection=projection,
+            blobs=blobs,
+            tokens=tokens,
+            clock_accepted=clock_accepted,
+            key_files=files,
+            signer=signer,
+            first_events=first_events(promises, signer, reason=config.accept_rollback),
+        )
 
 
 @contextmanager
@@ -179,11 +204,9 @@ def refusing(directory: Path) -> Iterator[None]:
     except OSError as error:
         raise _refused(Path(error.filename or directory), error.errno, error.strerror or str(error)) from None
     except BlobStoreFailed as error:
-        raise _refused(directory / "blobs", error.errno, str(error)) from None
+        raise _refused(directory / "blobs", error.errno, error.reason) from None
     except (AppendFailed, OutcomeUnknown) as error:
-        if not error.full:
-            raise
-        raise _refused(directory, errno.ENOSPC, "no space left on device") from None
+        raise _refused(directory, errno.ENOSPC if error.full else None, error.reason) from None
     except database.Error as error:
         full = database.is_full(error)
         raise _refused(directory, errno.ENOSPC if full else None, str(error)) from None
@@ -209,6 +232,21 @@ def _check_room(directory: Path) -> None:
         raise _refused(directory, errno.ENOSPC, free)
 
 
+def _make(directory: Path) -> None:
+    """The data directory, and each folder above it that was missing, named durably. Raises OSError.
+
+    What is synced in a folder is lost with it where a power cut undoes its name in the folder above.
+    """
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+    for made in missing:
+        database.fsync_directory(made.parent)
+    if not missing:
+        # An earlier start may have been killed before these lines; a folder that is not ours need not let us.
+        with suppress(PermissionError):
+            database.fsync_directory(directory.parent)
+
+
 def _check_writable(directory: Path) -> None:
     """Raises OSError. Asked, not tried: a refused start writes nothing."""
     denied = 0
@@ -220,11 +258,11 @@ def _check_writable(directory: Path) -> None:
         raise OSError(denied, os.strerror(denied), str(directory))
 
 
-def _look(log_path: Path, *, accept_clock: bool) -> None:
+def _look(config: Config, log_path: Path) -> None:
     """Refuse what a look at the log shows, before anything is locked, made or written.
 
     Opening a log for writing makes a WAL database of it, whoever's it is.
-    Raises StartRefused, EventStoreError.
+    Raises StartRefused, EventStoreError, PromiseBroken, RollbackRefused.
     """
     if not log_path.exists():
         return
@@ -235,12 +273,15 @@ def _look(log_path: Path, *, accept_clock: bool) -> None:
     try:
         if _is_log(log_path):
             with LogReader.open(log_path) as log:
-                _clock_accepted(log, accept=accept_clock)
+                check_promises(config, log if log.head() else None)
+                _clock_accepted(log, accept=config.accept_clock)
     except Exception:
         # Only a log that was closed well has no such file, and a reader leaves an empty one behind. SQLite
         # removes it with the last connection that could write.
         if not had_wal and wal.exists():
-            database.connect(log_path, access="write", synchronous="FULL").close()
+            # What is wrong with the file was said before, and better.
+            with suppress(*database.READ_ERRORS):
+                database.connect(log_path, access="write", synchronous="FULL").close()
         raise
 
 
@@ -249,7 +290,10 @@ def _is_log(log_path: Path) -> bool:
     try:
         with closing(database.connect(log_path, access="read", synchronous="FULL")) as connection:
             return schema.check_format(connection, log_path)
-    except database.Error:
+    except database.Error as error:
+        # A larger file is not what we made in that transaction, so it is not for us to undo it.
+        if database.is_unfinished(error, log_path) and log_path.stat().st_size <= PAGE_BYTES:
+            return False
         LogReader.open(log_path).close()  # It says what is wrong.
         raise
 

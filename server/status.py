@@ -10,7 +10,14 @@ from google.protobuf.message import Message
 from grpc import StatusCode
 
 from eventstore import database
-from eventstore.errors import AppendFailed, EnvelopeTooNew, LogCorrupt, LogUnreadable, OutcomeUnknown
+from eventstore.errors import (
+    AppendFailed,
+    CheckpointContradicted,
+    EnvelopeTooNew,
+    LogCorrupt,
+    LogUnreadable,
+    OutcomeUnknown,
+)
 from projections.damage import ProjectionDamaged, RowDamaged
 from projections.domain.refusals import (
     ImageBusy,
@@ -99,13 +106,20 @@ def _request_invalid(error: RequestInvalid) -> Refusal:
 
 
 def _append_failed(error: AppendFailed) -> Refusal:
+    message = f"The write was refused and left nothing: {error.reason}"
     if error.full:
-        return Refusal(
-            StatusCode.RESOURCE_EXHAUSTED, "The log's disk is full: nothing was written", "DISK_FULL"
-        )
-    return Refusal(
-        StatusCode.UNAVAILABLE, "The log refused the write: nothing was written", "LOG_UNAVAILABLE"
+        remedy = "free some space on its disk, and try again"
+        return Refusal(StatusCode.RESOURCE_EXHAUSTED, f"{message}; {remedy}", "DISK_FULL")
+    remedy = "try again, and look at its disk"
+    return Refusal(StatusCode.UNAVAILABLE, f"{message}; {remedy}", "LOG_UNAVAILABLE")
+
+
+def _outcome_unknown(error: OutcomeUnknown) -> Refusal:
+    message = (
+        f"Whether the write is durable is not known: {error.reason};"
+        " read what it was to change, or ask again with the same idempotency-key"
     )
+    return Refusal(StatusCode.UNAVAILABLE, message, "OUTCOME_UNKNOWN")
 
 
 TABLE: dict[type[Exception], Callable[[Any], Refusal]] = {
@@ -137,7 +151,8 @@ TABLE: dict[type[Exception], Callable[[Any], Refusal]] = {
     LogCorrupt: lambda e: Refusal(StatusCode.DATA_LOSS, str(e), "LOG_CORRUPT"),
     EnvelopeTooNew: lambda e: Refusal(StatusCode.FAILED_PRECONDITION, str(e), "LOG_TOO_NEW"),
     LogUnreadable: lambda e: Refusal(StatusCode.UNAVAILABLE, "The log cannot be read", "LOG_UNAVAILABLE"),
-    OutcomeUnknown: lambda e: Refusal(StatusCode.UNAVAILABLE, "The log is being reopened", "LOG_REOPENING"),
+    CheckpointContradicted: lambda e: Refusal(StatusCode.DATA_LOSS, str(e), "LOG_CONTRADICTED"),
+    OutcomeUnknown: _outcome_unknown,
     AppendFailed: _append_failed,
 }
 

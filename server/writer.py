@@ -19,6 +19,7 @@ from typing import NamedTuple
 from grpc import StatusCode
 
 from eventstore import database
+from eventstore.checkpoint import KeptCheckpoint
 from eventstore.errors import AppendFailed, HeadMoved, OutcomeUnknown, StampTooOld
 from eventstore.event import Event, Position, Version, canonical
 from eventstore.log import LOG_STREAM, SYSTEM_ACTOR, SYSTEM_AUTH, EventLog
@@ -39,6 +40,7 @@ REOPEN_S = 0.25
 REOPEN_S_MAX = 5.0
 REOPEN_TOLD_S = 60.0
 RETRY_AFTER_MS = 200
+SWITCH_S_MAX = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -59,14 +61,37 @@ class SystemEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class SystemEvents:
+    """Several of them, durable together or not at all."""
+
+    events: tuple[SystemEvent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Keep a checkpoint, which was made and signed elsewhere."""
+
+    checkpoint: KeptCheckpoint
+
+
+@dataclass(frozen=True, slots=True)
 class CloseTime:
     """Stamp nothing at or before this time any more, in nanoseconds since the epoch."""
 
     at: int
 
 
-Job = Command | SystemEvent | CloseTime
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """Go on with another projection. `take_over` gives it for the present one and the head, both at the same
+    position, and has by then moved whoever reads; where it raises, all stays as it is."""
+
+    take_over: Callable[[Projector, Position], Projector]
+
+
+Job = Command | SystemEvents | CloseTime | Keep | Switch
 Outcome = Written | Exception | None
+NO_COMMANDS = (SystemEvents, CloseTime, Keep, Switch)
 
 
 @dataclass(slots=True)
@@ -115,7 +140,8 @@ class Writer:
         self._queue: deque[_Entry] = deque()
         self._wake = threading.Condition()
         self._stopping = False
-        self._recovering = False
+        # What the writer recovers from; None while it takes commands.
+        self._failure: OutcomeUnknown | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
 
@@ -123,6 +149,11 @@ class Writer:
     def closed_at(self) -> int:
         """Nothing is stamped at or before this time any more."""
         return self._closed_at
+
+    @property
+    def applied(self) -> int:
+        """The last position that is durable and readable; known without a look at the disk."""
+        return self._head
 
     @property
     def alive(self) -> bool:
@@ -154,9 +185,17 @@ class Writer:
             raise AssertionError("a command was answered with nothing")
         return written
 
-    async def note(self, event: SystemEvent) -> None:
-        """Append an event of the log itself."""
-        await self._enqueue(event, time.monotonic() + 60)
+    async def note(self, *events: SystemEvent) -> None:
+        """Append events of the log itself, in one batch."""
+        await self._enqueue(SystemEvents(events), time.monotonic() + 60)
+
+    async def keep(self, checkpoint: KeptCheckpoint) -> None:
+        """Return once the checkpoint is kept, durably; what it covers must be. Raises EventStoreError."""
+        await self._enqueue(Keep(checkpoint), time.monotonic() + 60)
+
+    async def switch(self, switch: Switch) -> None:
+        """Return once the other projection is written to. Raises what `take_over` does, and CallRefused."""
+        await self._enqueue(switch, time.monotonic() + SWITCH_S_MAX)
 
     async def close_time(self, at: int, *, deadline: float) -> None:
         """Return once no batch stamped at or before `at` is undecided, and none ever will be, durably."""
@@ -165,8 +204,8 @@ class Writer:
     async def _enqueue(self, job: Job, deadline: float) -> Written | None:
         future: asyncio.Future[Written | None] = asyncio.get_running_loop().create_future()
         with self._wake:
-            if self._recovering:
-                raise _reopening()
+            if self._failure is not None:
+                raise _reopening(self._failure)
             if self._stopping:
                 raise Unavailable("The server is stopping", "STOPPING")
             if len(self._queue) >= QUEUE_MAX:
@@ -217,22 +256,27 @@ class Writer:
                     reason="DEADLINE",
                 )
         live = [entry for entry in live if entry.outcome is None]
-        commands = [entry for entry in live if not isinstance(entry.job, CloseTime)]
+        commands = [entry for entry in live if not isinstance(entry.job, CloseTime | Keep | Switch)]
         if commands:
             self._write(commands)
         closing = [entry for entry in live if isinstance(entry.job, CloseTime)]
         if closing:
             self._close(closing)
+        for entry in live:
+            if isinstance(entry.job, Keep):
+                self._keep(entry, entry.job.checkpoint)
+            if isinstance(entry.job, Switch):
+                self._switch(entry, entry.job)
 
     def _write(self, entries: list[_Entry]) -> None:
-        if self._recovering:
+        if self._failure is not None:
             self._fail(entries, _not_reopened())
             return
         try:
             self._write_once(entries)
         except OutcomeUnknown as error:
             _log.error("the outcome of a write is unknown", extra={"reason": str(error)})
-            self._recover(entries)
+            self._recover(entries, error)
         except database.IntegrityError as error:
             # A constraint is broken by one command, not by the disk.
             self._one_by_one(entries, error)
@@ -294,12 +338,12 @@ class Writer:
         versions: dict[str, Version] = {}
         for entry in entries:
             job = entry.job
-            if isinstance(job, SystemEvent):
-                new = NewEvent(LOG_STREAM, job.type, "", dict(job.data))
-                self._apply(entry, [new], None, events, versions, stamp)
+            if isinstance(job, SystemEvents):
+                new = [NewEvent(LOG_STREAM, event.type, "", dict(event.data)) for event in job.events]
+                self._apply(entry, new, None, events, versions, stamp)
                 continue
-            if isinstance(job, CloseTime):
-                raise AssertionError("a closing is no command")
+            if isinstance(job, CloseTime | Keep | Switch):
+                raise AssertionError(f"{type(job).__name__} is no command")
             try:
                 decision = decide(self._projector, job, at=stamp)
             except (Refused, RowDamaged) as error:
@@ -351,10 +395,15 @@ class Writer:
         try:
             self._projector.commit(last=last, leaf=self._log.leaf(last.position))
         except Exception as error:
-            raise OutcomeUnknown(f"the projection's commit failed after the log's: {error}") from error
+            reason = f"the projection's commit failed after the log's: {error}"
+            raise OutcomeUnknown(reason, database.is_full(error)) from error
         self._answers.changed(last.position)
         self._head = last.position
         self._last_at = last.at
+        self._tell_freed()
+
+    def _tell_freed(self) -> None:
+        """Say which blobs may have lost a use; whoever removes one looks for another use first."""
         if self._freed and self._loop is not None:
             # A loop that is closed has nobody to tell, and the batch is written all the same.
             with suppress(RuntimeError):
@@ -374,7 +423,7 @@ class Writer:
 
     def _close(self, entries: Sequence[_Entry]) -> None:
         """Close times, rounded up to a second so that at most one write a second is needed."""
-        if self._recovering:
+        if self._failure is not None:
             self._fail(entries, _not_reopened())
             return
         at = max(entry.job.at for entry in entries if isinstance(entry.job, CloseTime))
@@ -386,10 +435,36 @@ class Writer:
             self._closed_at = rounded
         except OutcomeUnknown as error:
             _log.error("the outcome of closing a time is unknown", extra={"reason": str(error)})
-            self._recover(entries)
+            self._recover(entries, error)
         except Exception as error:
             # Not further up: the batch's commands have their answers already.
             self._fail(entries, error)
+
+    def _keep(self, entry: _Entry, checkpoint: KeptCheckpoint) -> None:
+        if self._failure is not None:
+            self._fail([entry], _not_reopened())
+            return
+        try:
+            self._log.keep_checkpoint(checkpoint)
+        except OutcomeUnknown as error:
+            _log.error("the outcome of keeping a checkpoint is unknown", extra={"reason": str(error)})
+            self._recover([entry], error)
+        except Exception as error:
+            # Not further up: the batch's commands have their answers already.
+            self._fail([entry], error)
+
+    def _switch(self, entry: _Entry, switch: Switch) -> None:
+        if self._failure is not None:
+            self._fail([entry], _not_reopened())
+            return
+        try:
+            self._projector = switch.take_over(self._projector, self._head)
+        except Exception as error:
+            self._fail([entry], error)
+            return
+        # The file before may have been wrong, and so what was read from it.
+        self._answers.forget_all()
+        self._answers.changed(self._head)
 
     def _fail(self, entries: Sequence[_Entry], error: Exception) -> None:
         for entry in entries:
@@ -403,13 +478,14 @@ class Writer:
         for entry in entries:
             self._write([entry])
 
-    def _recover(self, entries: Sequence[_Entry]) -> None:
+    def _recover(self, entries: Sequence[_Entry], failure: OutcomeUnknown) -> None:
         """Reopen log and projection, catch up, and answer by what the log says; until then take nothing.
 
         Where a stop comes first, nobody is told what became of the commands: their outcome stays unknown.
         """
-        self._refuse_queued()
+        self._refuse_queued(failure)
         self._tell(is_writing=False)
+        before = self._head
         pause_s, told_at = REOPEN_S, -REOPEN_TOLD_S
         while (error := self._reopen()) is not None:
             if time.monotonic() - told_at >= REOPEN_TOLD_S:
@@ -418,24 +494,30 @@ class Writer:
             if self._stopping:
                 self._fail(entries, _not_reopened())
                 return
+            # Of what is no command the log will have nothing to tell: who asked need not wait for it.
+            others = [entry for entry in entries if isinstance(entry.job, NO_COMMANDS)]
+            self._fail(others, _interrupted(failure))
+            self._answer(others)
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, REOPEN_S_MAX)
-        self._tell(is_writing=True)
+        if self._head > before:
+            self._tell_freed()
         for entry in entries:
             try:
-                entry.outcome = self._found(entry.job)
+                entry.outcome = self._found(entry.job, failure)
             except Exception as error:
                 entry.outcome = error
         with self._wake:
-            self._recovering = False
+            self._failure = None
+        self._tell(is_writing=True)
 
-    def _refuse_queued(self) -> None:
+    def _refuse_queued(self, failure: OutcomeUnknown) -> None:
         """Take no commands from now on; what waits in the queue has been neither decided nor written."""
         with self._wake:
-            self._recovering = True
+            self._failure = failure
             waiting = list(self._queue)
             self._queue.clear()
-        self._fail(waiting, _reopening())
+        self._fail(waiting, _reopening(failure))
         self._answer(waiting)
 
     def _tell(self, *, is_writing: bool) -> None:
@@ -456,13 +538,14 @@ class Writer:
             return error
         return None
 
-    def _found(self, job: Job) -> Outcome:
+    def _found(self, job: Job, failure: OutcomeUnknown) -> Outcome:
         """What became of a job whose outcome was unknown: read back, never guessed."""
-        if isinstance(job, SystemEvent | CloseTime):
-            return Unavailable("The log was reopened after a failure: try again", "LOG_REOPENED")
+        if isinstance(job, NO_COMMANDS):
+            return _interrupted(failure)
         operation = self._projector.operation(job.asked.operation_id)
         if operation is None or (isinstance(job, Ending) and not operation["done"]):
-            return Unavailable("The write failed and left nothing: try again", "LOG_REOPENED")
+            # The log was read back, and certainly has nothing of it.
+            return _left_nothing(failure)
         return Written(self._projector.view(operation), operation["last"])
 
 
@@ -470,8 +553,26 @@ class _Late(Exception):
     """The batch took too long to decide."""
 
 
-def _reopening() -> Unavailable:
-    return Unavailable("The log is being reopened after a failure: try again", "LOG_REOPENING")
+def _reopening(failure: OutcomeUnknown) -> Unavailable:
+    why = f"the log is being reopened after a failure: {failure.reason}"
+    return Unavailable(f"Nothing was written, {why}; {_remedy(failure)}", "LOG_REOPENING")
+
+
+def _interrupted(failure: OutcomeUnknown) -> Unavailable:
+    return Unavailable(
+        f"The log is reopened after a failure: {failure.reason}; {_remedy(failure)}", "LOG_REOPENED"
+    )
+
+
+def _left_nothing(failure: OutcomeUnknown) -> CallRefused:
+    message = f"The write failed and left nothing: {failure.reason}; {_remedy(failure)}"
+    if failure.full:
+        return CallRefused(StatusCode.RESOURCE_EXHAUSTED, message, reason="DISK_FULL")
+    return Unavailable(message, "LOG_REOPENED")
+
+
+def _remedy(failure: OutcomeUnknown) -> str:
+    return "free some space on its disk, and try again" if failure.full else "try again, and look at its disk"
 
 
 def _not_reopened() -> OutcomeUnknown:

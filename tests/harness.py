@@ -34,6 +34,9 @@ Answer = TypeVar("Answer", bound=Message)
 class Server:
     """`imageledger serve` on a free port of loopback. Start it again with the same data by `start()`."""
 
+    # What is run instead of `imageledger`, for a test that plants a fault.
+    program: Sequence[str] = (sys.executable, "-m", "tools.cli")
+
     def __init__(self, data: Path, *options: str, environment: dict[str, str] | None = None) -> None:
         self.data = data
         self.options = options
@@ -43,7 +46,7 @@ class Server:
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> Server:
-        command = [sys.executable, "-m", "tools.cli", "serve", "--data", str(self.data)]
+        command = [*self.program, "serve", "--data", str(self.data)]
         command += ["--listen", "127.0.0.1:0", *self.options]
         with self.stderr_path.open("ab") as stderr:
             self.process = subprocess.Popen(

@@ -15,10 +15,13 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from tools.errors import explain
 from tools.export import export
+from tools.history import history
 from tools.image import image
+from tools.log import log
 from tools.operation import operation
 from tools.rebuild import rebuild
 from tools.replay import replay
+from tools.scrub import scrub
 from tools.serve import serve
 from tools.source import source
 from tools.status import status
@@ -44,10 +47,13 @@ def cli() -> None:
 cli.add_command(export)
 cli.add_command(rebuild)
 cli.add_command(replay)
+cli.add_command(scrub)
 cli.add_command(serve)
 cli.add_command(status)
 cli.add_command(image)
 cli.add_command(operation)
+cli.add_command(history)
+cli.add_command(log)
 cli.add_command(source)
 
 

@@ -29,6 +29,8 @@ OPERATIONS = "yandex.cloud.operation.OperationService"
 SOURCES = "imageledger.v1.SourceService"
 BLOBS = "imageledger.v1.BlobService"
 STATUS = "imageledger.v1.StatusService"
+HISTORY = "imageledger.v1.HistoryService"
+PROOFS = "imageledger.v1.ProofService"
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 Answer = TypeVar("Answer", bound=Message)
@@ -78,21 +80,38 @@ class Client:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the channel and every call on it, from whatever thread."""
         self._channel.close()
 
     def call(
-        self, method: str, request: Message, answer: type[Answer], *, timeout_s: float = UNARY_TIMEOUT_S
+        self,
+        method: str,
+        request: Message,
+        answer: type[Answer],
+        *,
+        timeout_s: float = UNARY_TIMEOUT_S,
+        metadata: Metadata = (),
     ) -> Answer:
         """The answer of a unary call. `method` is `package.Service/Method`."""
-        return self.call_with_metadata(method, request, answer, timeout_s=timeout_s)[0]
+        return self.call_with_metadata(method, request, answer, timeout_s=timeout_s, metadata=metadata)[0]
 
     def call_with_metadata(
-        self, method: str, request: Message, answer: type[Answer], *, timeout_s: float = UNARY_TIMEOUT_S
+        self,
+        method: str,
+        request: Message,
+        answer: type[Answer],
+        *,
+        timeout_s: float = UNARY_TIMEOUT_S,
+        metadata: Metadata = (),
     ) -> tuple[Answer, dict[str, str | bytes]]:
         """The answer of a unary call, and the initial and trailing metadata that came with it."""
         stub = self._channel.unary_unary(f"/{method}", _bytes, answer.FromString)
+        sent = (*self._metadata, *metadata)
         try:
-            message, call = stub.with_call(request, metadata=self._metadata, timeout=timeout_s)
+            message, call = stub.with_call(request, metadata=sent, timeout=timeout_s)
         except grpc.RpcError as error:
             raise self._failed(error) from error
         return message, {**dict(call.initial_metadata() or ()), **dict(call.trailing_metadata() or ())}

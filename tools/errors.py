@@ -21,6 +21,8 @@ from eventstore.errors import (
     NoteMalformed,
     NoteUnverified,
     ProofWrong,
+    PublishedDiffers,
+    PublishedRefused,
     ReceiptMalformed,
     ReceiptWrong,
     SchemaTooNew,
@@ -33,6 +35,7 @@ from projections.rows import RowDamaged
 from projections.store import ProjectionRefused
 from server.blobs import BlobError, BlobStoreFailed, BlobStoreFull, DiskLow
 from server.config import ConfigInvalid
+from server.promises import PromiseBroken, RollbackRefused
 from server.start import StartRefused
 from server.status import CallRefused
 
@@ -72,7 +75,11 @@ CODES: dict[type[Exception], str] = {
     KeyMalformed: "INVALID_ARGUMENT",
     NoteMalformed: "INVALID_ARGUMENT",
     NoteUnverified: "FAILED_PRECONDITION",
+    PromiseBroken: "DATA_LOSS",
     ProofWrong: "DATA_LOSS",
+    PublishedDiffers: "DATA_LOSS",
+    PublishedRefused: "FAILED_PRECONDITION",
+    RollbackRefused: "FAILED_PRECONDITION",
     ReceiptMalformed: "INVALID_ARGUMENT",
     ReceiptWrong: "DATA_LOSS",
     SignatureWrong: "DATA_LOSS",

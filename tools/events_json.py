@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+import msgpack
+
 from eventstore.event import ENVELOPE_VERSION, Event
 from projections.changes import Change
 from projections.moments import format_time
@@ -26,6 +28,28 @@ def event_json(event: Event) -> dict[str, Any]:
     return fields
 
 
+def unreadable_json(body: bytes) -> dict[str, Any]:
+    """The stored bytes of an event in an envelope of newer software, by the same rules as far as they go."""
+    fields = msgpack.unpackb(body, strict_map_key=False)
+    if not isinstance(fields, dict):
+        return {"body": body.hex()}
+    made: dict[str, Any] = {str(key): _plain(value) for key, value in fields.items()}
+    if type(made.get("at")) is int:
+        made["at"] = format_time(made["at"])
+    return made
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for, as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    return value if value is None or isinstance(value, str | int | float) else repr(value)
+
+
 def changes_json(changes: Iterable[Change]) -> list[dict[str, Any]]:
     return [change._asdict() for change in changes]
 
@@ -36,10 +60,15 @@ def event_text(event: Event, changes: Iterable[Change] = ()) -> str:
     lines = [shown("  ".join(part for part in parts if part))]
     if event.reason is not None:
         lines.append(f"    reason: {shown(event.reason)}")
-    for change in changes:
-        lines.append(f"    {change.field}: {_value_text(change.old)} → {_value_text(change.new)}")
+    lines += [f"    {change_text(change)}" for change in changes]
     return "\n".join(lines)
 
 
-def _value_text(value: object) -> str:
+def change_text(change: Change) -> str:
+    """`field: old → new`."""
+    return f"{change.field}: {value_text(change.old)} → {value_text(change.new)}"
+
+
+def value_text(value: object) -> str:
+    """A value as JSON on one line, harmless to a terminal; `-` where there is none."""
     return "-" if value is None else shown(json.dumps(value, ensure_ascii=False))

@@ -6,6 +6,8 @@ import click
 
 from tools.log_check import check
 from tools.log_events import show, watch
+from tools.log_proofs import checkpoint, prove, public_key
+from tools.log_verify import verify
 
 
 @click.group()
@@ -14,5 +16,9 @@ def log() -> None:
 
 
 log.add_command(check)
+log.add_command(checkpoint)
+log.add_command(prove)
+log.add_command(public_key)
 log.add_command(show)
 log.add_command(watch)
+log.add_command(verify)

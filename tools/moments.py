@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never
 
 import click
 
 from eventstore.event import Position
 from eventstore.reader import LogReader
-from projections.moments import AtHead, AtPosition, Moment, MomentInvalid, format_time, parse_moment
+from projections.moments import (
+    AtHead,
+    AtPosition,
+    AtTime,
+    Moment,
+    MomentInvalid,
+    format_time,
+    parse_moment,
+)
+from server.gen.imageledger.v1 import history_service_pb2
 from server.moments import SETTLE_NS
 from tools.errors import CommandFailed
 from tools.options import Command, option
@@ -28,6 +37,31 @@ def _parse(context: click.Context, parameter: click.Parameter, text: str | None)
         return parse_moment(text, head=True)
     except MomentInvalid as error:
         raise click.BadParameter(error.message, context, parameter) from None
+
+
+def moment(text: str) -> Moment:
+    """The type of an argument, or of an option that must be given, that is a moment. Raises BadParameter."""
+    try:
+        return parse_moment(text, head=True)
+    except MomentInvalid as error:
+        raise click.BadParameter(error.message) from None
+
+
+def moment_message(moment: Moment | None) -> history_service_pb2.Moment:
+    """The moment as a request has it, for the server to resolve; an empty one where none is given."""
+    message = history_service_pb2.Moment()
+    match moment:
+        case AtPosition(position):
+            message.position = position
+        case AtTime(ns):
+            message.time.FromNanoseconds(ns)
+        case AtHead():
+            message.head.SetInParent()
+        case None:
+            pass
+        case _:
+            assert_never(moment)
+    return message
 
 
 def resolve(

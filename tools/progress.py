@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Self, TypeVar
 
 import click
@@ -28,6 +28,16 @@ def progress_bar(label: str, *, length: int) -> Iterator[Callable[[int], None]]:
         return
     with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
         yield lambda done: bar.update(done - bar.pos)
+
+
+@contextmanager
+def count_line(label: str) -> Iterator[Callable[[int], None]]:
+    """A line with a count, moved by calls, where there is no telling how much there will be."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    yield lambda done: print(f"\r\x1b[K{label}: {done}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr, flush=True)
 
 
 def counted(label: str, items: Iterable[Item]) -> Iterator[Item]:
@@ -84,3 +94,44 @@ class Progress:
         filled = int(share * BAR_CHARACTERS)
         bar = "#" * filled + "." * (BAR_CHARACTERS - filled)
         return f"[{bar}] {share:4.0%}  {size_text(done_bytes)} of {size_text(self.total_bytes)}"
+
+
+class Bars:
+    """A line for each part of long work, one after the other."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._label = ""
+        self._move: Callable[[int], None] = lambda done: None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def show(self, label: str, done: int, total: int, *, is_bytes: bool = False) -> None:
+        """How far a part is; `total` 0 is unknown."""
+        if label != self._label:
+            self.close()
+            self._label = label
+            self._move = self._stack.enter_context(_line(label, total, is_bytes=is_bytes))
+        self._move(done)
+
+    def close(self) -> None:
+        """End the line, for another part or because something else is to be printed."""
+        self._label = ""
+        self._stack.close()
+
+
+@contextmanager
+def _line(label: str, total: int, *, is_bytes: bool) -> Iterator[Callable[[int], None]]:
+    if is_bytes:
+        with Progress(label, total_bytes=total) as progress:
+            yield progress.show
+    elif total:
+        with progress_bar(label, length=total) as move:
+            yield move
+    else:
+        with count_line(label) as move:
+            yield move

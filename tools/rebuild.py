@@ -2,69 +2,160 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from eventstore.lock import DirectoryLock
 from eventstore.reader import LogReader
+from projections.files import ProjectionFiles
 from projections.moments import format_time
-from projections.store import ProjectionFiles, Rebuilt
-from projections.store import rebuild as rebuild_projection
+from projections.opening import Progress
+from projections.prepared import prepare as prepare_projection
+from projections.rebuild import Rebuilt
+from projections.rebuild import rebuild as rebuild_projection
 from server.encode import image_frame
+from server.gen.imageledger.v1 import rebuild_service_pb2 as pb
+from tools.client import Client, client_options
 from tools.errors import CommandFailed
-from tools.options import data_option, json_option
-from tools.output import print_json, print_pairs
+from tools.options import data_option, json_option, option
+from tools.output import note, print_json, print_pairs
 from tools.progress import progress_bar
 
+REBUILD = "imageledger.v1.RebuildService/Rebuild"
+REBUILD_REMEDY = "`imageledger rebuild`, with --online or with the server stopped, replaces it"
 EXTRA = ("damage", "kept")  # What a rebuild says only where the old projection was wrong.
+STAGES = {
+    pb.RebuildProgress.BUILDING: "building",
+    pb.RebuildProgress.COMPARING: "comparing",
+    pb.RebuildProgress.CATCHING_UP: "catching up",
+}
 
 
 @click.command()
+@option("--online", is_flag=True, help="Ask the running server to do it, which goes on answering.")
+@option(
+    "--prepare",
+    is_flag=True,
+    help="Make the projection of this version ahead of an upgrade, beside the older server.",
+)
 @data_option
 @json_option
-def rebuild(data: Path, as_json: bool) -> None:
+@client_options
+def rebuild(client: Client, online: bool, prepare: bool, data: Path, as_json: bool) -> None:
     """Build the projections anew from the log, with the server stopped.
 
     The log is the truth and is only read; the projections are made of it. The new one is complete on disk
-    before it takes over, so that an interrupted rebuild changes nothing. The digest of the old one, caught up
-    with the log first, must be that of the new one: if they differ, a row of the old one was wrong. The new
-    one is live then, too, and the exit code is 1. There is no digest of an old one that is missing, unusable
-    or of another projector version.
+    before it takes over, so that an interrupted rebuild changes nothing. The digest of the old one as of the
+    same position must be that of the new one: if they differ, a row of the old one was wrong. The new one is
+    live then, too, and the exit code is 1. There is no digest of an old one that is missing, damaged, of
+    another log or of another projector version.
+
+    With --online the server at --endpoint builds it in a process of low priority, catches up, and goes over
+    to it between two batches of writes; Ctrl-C before that changes nothing. With --prepare, the newer version
+    that is to take over makes its projection while the older one still serves the same directory: it starts
+    with that one then, and applies only what was written in between.
 
     \b
-    Example:
+    Examples:
       imageledger rebuild --data /var/lib/imageledger --json | jq -r .digest_after
+      imageledger rebuild --online --endpoint 127.0.0.1:50051
+      imageledger rebuild --prepare --data /var/lib/imageledger
     """
-    with LogReader.open(data / "log.db") as log:
-        since = format_time(time.time_ns())
-        with DirectoryLock(data, command="imageledger rebuild", since=since):
-            rebuilt = _rebuild(data, log)
+    _check_usage(online=online, prepare=prepare)
+    if online:
+        rebuilt = _online(client)
+    else:
+        rebuilt = _with_bar("prepare", data, _prepared) if prepare else _with_bar("rebuild", data, _offline)
     if as_json:
         print_json({name: value for name, value in asdict(rebuilt).items() if name not in EXTRA or value})
     else:
         print_pairs(_pairs(rebuilt))
-    if rebuilt.kept is not None:
-        raise CommandFailed(
-            "DATA_LOSS",
-            f"the old projection was not what the log says: {rebuilt.damage or _digests(rebuilt)}",
-            remedy="The new projection is live now; the old one may have answered wrongly: check its disk."
-            f" It is kept as {rebuilt.kept}: remove it when you are done with it.",
+    _judge(rebuilt, is_live=not prepare)
+
+
+def _check_usage(*, online: bool, prepare: bool) -> None:
+    """Raises UsageError for options that contradict one another."""
+    if online and prepare:
+        raise click.UsageError(
+            "--online asks a running server and --prepare works beside one: give one of them"
+        )
+    context = click.get_current_context()
+    if online and context.get_parameter_source("data") is ParameterSource.COMMANDLINE:
+        raise click.UsageError(
+            "--online asks the server at --endpoint, which knows its --data: leave that out"
         )
 
 
-def _rebuild(data: Path, log: LogReader) -> Rebuilt:
-    with progress_bar("rebuild", length=log.head()) as show:
-        rebuilt = rebuild_projection(
-            ProjectionFiles(data), log, encode=image_frame, on_progress=lambda done, head: show(done)
-        )
+def _offline(data: Path, on_progress: Progress) -> Rebuilt:
+    with LogReader.open(data / "log.db") as log:
+        since = format_time(time.time_ns())
+        with DirectoryLock(data, command="imageledger rebuild", since=since):
+            return rebuild_projection(ProjectionFiles(data), log, encode=image_frame, on_progress=on_progress)
+
+
+def _prepared(data: Path, on_progress: Progress) -> Rebuilt:
+    with LogReader.open(data / "log.db") as log:
+        return prepare_projection(data, log, encode=image_frame, on_progress=on_progress)
+
+
+def _with_bar(label: str, data: Path, work: Callable[[Path, Progress], Rebuilt]) -> Rebuilt:
+    with LogReader.open(data / "log.db") as log:
+        head = log.head()
+    with progress_bar(label, length=head) as show:
+        rebuilt = work(data, lambda done, head: show(done))
     return replace(rebuilt, seconds=round(rebuilt.seconds, 3))
 
 
-def _digests(rebuilt: Rebuilt) -> str:
-    return f"its digest is {rebuilt.digest_before}, that of the new one {rebuilt.digest_after}"
+def _online(client: Client) -> Rebuilt:
+    for progress in client.download(REBUILD, pb.RebuildRequest(), pb.RebuildProgress):
+        if progress.HasField("rebuilt"):
+            _show("")
+            return _of_answer(progress.rebuilt)
+        far = f" {progress.done} of {progress.events}" if progress.events else ""
+        _show(f"rebuild: {STAGES.get(progress.stage, 'working')}{far}")
+    raise CommandFailed("DATA_LOSS", "the server ended the answer without saying what it did")
+
+
+def _show(line: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+
+def _of_answer(rebuilt: pb.Rebuilt) -> Rebuilt:
+    return Rebuilt(
+        rebuilt.events,
+        rebuilt.seconds,
+        rebuilt.digest_before or None,
+        rebuilt.digest_after,
+        rebuilt.damage or None,
+        rebuilt.kept or None,
+    )
+
+
+def _judge(rebuilt: Rebuilt, *, is_live: bool) -> None:
+    """Warns of an old projection that could not be read to its end. Raises CommandFailed for a wrong one."""
+    kept = (
+        "" if rebuilt.kept is None else f" It is kept as {rebuilt.kept}: remove it when you are done with it."
+    )
+    if rebuilt.damage is not None:
+        note(f"warning: the old projection is damaged: {rebuilt.damage}")
+        note(f"The new one is live now; check the disk.{kept}" if is_live else f"{REBUILD_REMEDY}.")
+    if rebuilt.digest_before in (None, rebuilt.digest_after):
+        return
+    raise CommandFailed(
+        "DATA_LOSS",
+        "the old projection was not what the log says:"
+        f" its digest is {rebuilt.digest_before}, that of the new one {rebuilt.digest_after}",
+        remedy=f"The new projection is live now; the old one may have answered wrongly: check its disk.{kept}"
+        if is_live
+        else f"The live projection may answer wrongly: {REBUILD_REMEDY}",
+    )
 
 
 def _pairs(rebuilt: Rebuilt) -> list[tuple[str, str]]:

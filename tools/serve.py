@@ -130,12 +130,44 @@ def _as_given(option: click.Parameter, value: Any) -> tuple[Any, str]:
 @option(
     "--accept-clock", is_flag=True, help="Go on although the clock is far behind the log; recorded in it."
 )
+@option(
+    "--checkpoint-key",
+    type=FILE,
+    metavar="FILE",
+    help="Sign checkpoints with the key in this file, which must be called like the log. A new one takes over"
+    " from the one before for good.  [default: checkpoint.key in the data directory, made if need be]",
+)
+@option(
+    "--rotate-checkpoint-key",
+    is_flag=True,
+    help="Make a new key that signs from this start on; the one before it is removed. Give it once.",
+)
+@option(
+    "--checkpoint-interval",
+    type=duration,
+    default="60s",
+    metavar="TIME",
+    help="How often a checkpoint is made, if the log has grown.",
+)
+@option(
+    "--publish-checkpoints",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write each of these checkpoints into a folder, best on another machine. A start whose log does not"
+    " lead to the newest one there is refused.",
+)
+@option(
+    "--accept-rollback",
+    metavar="REASON",
+    help="Go on although more was published than the log has; the reason is recorded in it. Give it once.",
+)
 @option("--log-format", type=click.Choice(["text", "json"]), default="text", help="The form of log lines.")
 def serve(
     config: Path | None,
     log_format: str,
     max_image_size: int,
     blob_grace: float,
+    checkpoint_interval: float,
     **options: Any,
 ) -> None:
     """Serve the ImageService API from the log in a data directory.
@@ -150,7 +182,12 @@ def serve(
     """
     _log_to_stderr(log_format)
     run_server(
-        Config(image_bytes_max=max_image_size, blob_grace_s=blob_grace, **options),
+        Config(
+            image_bytes_max=max_image_size,
+            blob_grace_s=blob_grace,
+            checkpoint_interval_s=checkpoint_interval,
+            **options,
+        ),
         say=lambda line: print(line, flush=True),
     )
 

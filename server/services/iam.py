@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+from concurrent.futures import Executor
+
+from grpc import StatusCode
+
 from server.call import Call
 from server.gen.yandex.cloud.iam.v1 import iam_token_service_pb2 as pb
 from server.handlers import Rpc
-from server.identity import SUBJECT, Issued, Tokens, foreign_subject
+from server.identity import SUBJECT, Issued, RevocationsFull, Tokens, foreign_subject
+from server.status import CallRefused
 
 SERVICE = "yandex.cloud.iam.v1.IamTokenService"
 
 
 class IamTokenService:
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: Tokens, *, threads: Executor) -> None:
         self._tokens = tokens
+        self._threads = threads
 
     def rpcs(self) -> dict[str, Rpc]:
         return {
@@ -35,9 +43,26 @@ class IamTokenService:
         return _answer(self._tokens.issue(subject))
 
     async def revoke(self, call: Call, request: pb.RevokeIamTokenRequest) -> bytes:
-        return pb.RevokeIamTokenResponse(
-            subject_id=self._tokens.revoke(request.iam_token)
-        ).SerializeToString()
+        run = asyncio.get_running_loop().run_in_executor
+        try:
+            # In a thread, since it waits for the disk; there it ends also when its caller hangs up.
+            subject = await run(self._threads, self._tokens.revoke, request.iam_token)
+        except RevocationsFull as error:
+            raise CallRefused(
+                StatusCode.RESOURCE_EXHAUSTED, str(error), reason="TOO_MANY_REVOCATIONS"
+            ) from None
+        except OSError as error:
+            raise _not_kept(error) from error
+        return pb.RevokeIamTokenResponse(subject_id=subject).SerializeToString()
+
+
+def _not_kept(error: OSError) -> CallRefused:
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return CallRefused(
+        StatusCode.RESOURCE_EXHAUSTED if is_full else StatusCode.UNAVAILABLE,
+        f"The token is not revoked, since the disk did not keep it: {error.strerror}",
+        reason="DISK_FULL" if is_full else "REVOCATION_NOT_KEPT",
+    )
 
 
 def _answer(issued: Issued) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from concurrent.futures import Executor
 from functools import partial
@@ -18,6 +19,7 @@ from projections.pages import decode_page, encode_page, question
 from projections.queries import Queries
 from server import ids
 from server.blobs import Blob, BlobStore, BlobWriter
+from server.bounds import Bounds
 from server.call import Call
 from server.detached import Detached
 from server.encode import SOURCE_SERVICE, operation_bytes, source_message
@@ -32,7 +34,6 @@ from server.writer import Writer
 PAGE_SIZE_DEFAULT = 100
 UPLOADS_MAX = 4
 BROKEN_OFF_S = 0.02
-SILENCE_S_MAX = 60.0
 Done = TypeVar("Done")
 
 
@@ -46,6 +47,7 @@ class SourceService:
         blobs: BlobStore,
         threads: Executor,
         upload_bytes_max: int,
+        bounds: Bounds,
         clock: Callable[[], int],
         on_released: Callable[[Collection[str]], None] = lambda digests: None,
     ) -> None:
@@ -58,6 +60,7 @@ class SourceService:
         self._blobs = blobs
         self._threads = threads
         self._upload_bytes_max = upload_bytes_max
+        self._bounds = bounds
         self._clock = clock
         self._uploads = 0
 
@@ -78,7 +81,8 @@ class SourceService:
             )
         self._uploads += 1
         try:
-            parts = steady(parts, silence_s_max=SILENCE_S_MAX)
+            window_s, bytes_min = self._bounds.upload_window_s, self._bounds.upload_window_bytes_min
+            parts = steady(parts, window_s=window_s, window_bytes_min=bytes_min)
             header = await _header(parts)
             # What is wrong with the headers is said before the bytes are taken.
             call.asked(operation_id="", fingerprint=bytes)
@@ -199,23 +203,38 @@ class SourceService:
 
 
 async def steady(
-    parts: AsyncIterator[pb.UploadSourceRequest], *, silence_s_max: float
+    parts: AsyncIterator[pb.UploadSourceRequest],
+    *,
+    window_s: float,
+    window_bytes_min: int,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[pb.UploadSourceRequest]:
-    """The parts, unless the caller falls silent: one who holds a place must use it. Raises CallRefused."""
+    """The parts, while they come at their rate: one who holds a place must use it. Raises CallRefused.
+
+    A caller has `window_s` of our waiting to spend, and `window_bytes_min` bytes earn all of it again. The
+    time that our own disk takes is not the caller's.
+    """
+    left_s = window_s
     while True:
+        since = clock()
         try:
             # Not wait_for: it loses a cancellation that comes together with the end of the parts.
-            async with asyncio.timeout(silence_s_max):
+            async with asyncio.timeout(left_s):
                 part = await anext(parts)
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise CallRefused(
-                StatusCode.DEADLINE_EXCEEDED,
-                f"Nothing of the upload came for {silence_s_max:g} s",
-                reason="UPLOAD_SILENT",
-            ) from None
+            break
+        left_s -= clock() - since
+        if left_s <= 0:
+            break
+        left_s = min(window_s, left_s + window_s * len(part.chunk) / window_bytes_min)
         yield part
+    raise CallRefused(
+        StatusCode.DEADLINE_EXCEEDED,
+        f"An upload must bring {window_bytes_min} bytes in {window_s:g} s, and this one is slower",
+        reason="UPLOAD_SLOW",
+    )
 
 
 async def _header(parts: AsyncIterator[pb.UploadSourceRequest]) -> pb.SourceHeader:

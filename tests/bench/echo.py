@@ -1,13 +1,14 @@
 """The limit to measure against: a grpc.aio server that answers ready bytes and does nothing else.
 
 `bare` sends no metadata of its own; `equal` reads the caller's and sends the three trailing keys that every
-answer of ours has, so that both do the same work on the wire.
+answer of ours has, so that both do the same work on the wire; `stream` is `equal` as a stream of one message.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,13 @@ class Echo(grpc.GenericRpcHandler):
             context.set_trailing_metadata(TRAILING)
             return answer
 
+        async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
+            dict(context.invocation_metadata())
+            yield answer
+            context.set_trailing_metadata(TRAILING)
+
         self._handlers = {
+            "/echo/stream": grpc.unary_stream_rpc_method_handler(stream),
             "/echo/bare": grpc.unary_unary_rpc_method_handler(bare),
             "/echo/equal": grpc.unary_unary_rpc_method_handler(equal),
         }

@@ -216,17 +216,70 @@ def test_uploads_that_break_off_at_any_moment(server: Server, folder: str) -> No
         assert client.source(QCOW2, folder_id=folder).id
 
 
+def taken(parts: AsyncIterator[Part], *, window_s: float, clock: Callable[[], float]) -> list[Part]:
+    """What is taken of an upload that has to bring 1000 bytes in each window."""
+
+    async def take() -> list[Part]:
+        return [part async for part in steady(parts, window_s=window_s, window_bytes_min=1000, clock=clock)]
+
+    return asyncio.run(take())
+
+
 def test_an_uploader_who_falls_silent_loses_its_place() -> None:
     async def silent() -> AsyncIterator[Part]:
         yield Part(header=HEADER)
         await asyncio.Event().wait()
 
-    async def take() -> list[Part]:
-        return [part async for part in steady(silent(), silence_s_max=0.01)]
-
     with pytest.raises(CallRefused) as refusal:
-        asyncio.run(take())
+        taken(silent(), window_s=0.01, clock=time.monotonic)
     assert refusal.value.code == Code.DEADLINE_EXCEEDED
+
+
+@pytest.mark.parametrize(
+    ("chunks", "ends_after"),
+    [
+        # Each comes 10 s after the one before; 60 s may be spent, and are earned again by 1000 bytes.
+        pytest.param([1] * 20, 7, id="a-byte-at-a-time"),
+        pytest.param([150] * 60, 51, id="too-slow-by-a-little"),
+        pytest.param([170] * 50, None, id="just-quick-enough"),
+        pytest.param([0, 0, 0, 0, 1000] * 5, None, id="in-large-pieces"),
+        pytest.param([10_000, *[1] * 20], 8, id="no-credit-for-more-than-a-window"),
+    ],
+)
+def test_an_upload_has_a_rate_to_keep(chunks: list[int], ends_after: int | None) -> None:
+    now = [0.0]
+
+    async def slow() -> AsyncIterator[Part]:
+        for size in chunks:
+            now[0] += 10
+            came.append(size)
+            yield Part(chunk=bytes(size))
+
+    came: list[int] = []
+    if ends_after is None:
+        assert len(taken(slow(), window_s=60, clock=lambda: now[0])) == len(chunks)
+        return
+    with pytest.raises(CallRefused) as refusal:
+        taken(slow(), window_s=60, clock=lambda: now[0])
+    assert refusal.value.reason == "UPLOAD_SLOW"
+    assert len(came) == ends_after
+
+
+def test_the_time_that_the_server_takes_is_not_the_uploaders() -> None:
+    now = [0.0]
+
+    async def quick() -> AsyncIterator[Part]:
+        for _ in range(10):
+            yield Part(chunk=b"x")
+
+    async def take() -> int:
+        number = 0
+        async for _ in steady(quick(), window_s=60, window_bytes_min=1000, clock=lambda: now[0]):
+            now[0] += 1000  # A disk that hangs.
+            number += 1
+        return number
+
+    assert asyncio.run(take()) == 10
 
 
 def test_a_message_over_one_mebibyte(api: Api, server: Server) -> None:

@@ -59,6 +59,18 @@ def failing(error: int) -> Callable[..., None]:
     return fail
 
 
+def failing_for_folders() -> Callable[[int], None]:
+    """An fsync that works for files alone."""
+    fsync = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "broken")
+        fsync(descriptor)
+
+    return fail
+
+
 def test_a_blob_is_stored_under_its_digest(store: BlobStore) -> None:
     blob = put(store)
     assert blob == Blob(sha256=NAME, format="qcow2", size=4 * MIB, storage_size=len(DATA))
@@ -220,6 +232,43 @@ def test_a_failure_after_the_rename_is_no_blob(
     assert store.count_and_bytes() == (0, 0)
     put(store)
     assert store.count_and_bytes() == (1, len(DATA))
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["whole", "damaged"])
+def test_a_failure_over_a_blob_that_others_use_leaves_one_and_is_not_trusted(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    """Either the one that was there, or the new one; and the next try does not take its name for durable."""
+    put(store)
+    if damaged:
+        store.path_of(NAME).write_bytes(bytes(len(DATA)))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing_for_folders())
+        with pytest.raises(BlobStoreFailed):
+            put(store)
+    assert read(store) == DATA
+    there = store.path_of(NAME).stat().st_ino
+    put(store)
+    assert store.path_of(NAME).stat().st_ino != there
+    there = store.path_of(NAME).stat().st_ino
+    put(store)
+    assert store.path_of(NAME).stat().st_ino == there
+    assert store.count_and_bytes() == (1, len(DATA))
+
+
+def test_a_name_that_could_not_be_taken_back_is_not_trusted(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing_for_folders())
+        patch.setattr(os, "unlink", failing(errno.EROFS))
+        with pytest.raises(BlobStoreFailed) as failed:
+            put(store)
+    assert failed.value.errno == errno.EIO
+    there = store.path_of(NAME).stat().st_ino
+    put(store)
+    assert store.path_of(NAME).stat().st_ino != there
+    assert read(store) == DATA
 
 
 class PowerLoss(BaseException):

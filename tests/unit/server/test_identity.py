@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server import identity
 from server.identity import (
     KEY_BYTES,
     LIFETIME_NS,
     PREFIX,
+    PRUNED_FROM,
+    REVOCATION_KEPT_NS,
+    RevocationsFull,
     TokenRefused,
     Tokens,
     foreign_subject,
@@ -164,6 +170,80 @@ def test_a_token_of_another_directory_is_refused(tokens: Tokens, tmp_path: Path,
     other = Tokens(bytes(KEY_BYTES), revoked_path=tmp_path / "other", clock=clock)
     with pytest.raises(TokenRefused):
         tokens.subject(other.issue("ann").token)
+
+
+# What is kept of revocations.
+
+
+def lines(tmp_path: Path) -> list[str]:
+    return [line for line in (tmp_path / "tokens.revoked").read_text().splitlines() if line]
+
+
+def test_a_revocation_is_kept_until_a_day_after_its_token(
+    tokens: Tokens, tmp_path: Path, clock: Clock
+) -> None:
+    """A clock that is set back by less than that day makes no revoked token good again."""
+    token = tokens.issue("ann").token
+    tokens.revoke(token)
+    clock.now += LIFETIME_NS + REVOCATION_KEPT_NS - 1
+    again = restarted(tmp_path, clock)
+    again.prune()
+    assert len(lines(tmp_path)) == 1
+    clock.now -= REVOCATION_KEPT_NS
+    with pytest.raises(TokenRefused, match=r"^The token is invalid$"):
+        again.subject(token)
+    clock.now += REVOCATION_KEPT_NS + 1
+    again.prune()
+    assert lines(tmp_path) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokens.revoked"]
+
+
+def test_pruning_keeps_what_is_revoked(tokens: Tokens, tmp_path: Path, clock: Clock) -> None:
+    tokens.revoke(tokens.issue("ann").token)
+    clock.now += LIFETIME_NS + REVOCATION_KEPT_NS
+    young = tokens.issue("bob").token
+    tokens.revoke(young)
+    tokens.prune()
+    assert len(lines(tmp_path)) == 1
+    for some in (tokens, restarted(tmp_path, clock)):
+        with pytest.raises(TokenRefused, match=r"^The token is invalid$"):
+            some.subject(young)
+
+
+def test_revocations_are_pruned_as_they_grow(
+    tokens: Tokens, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # A thousand of them take seconds.
+    for _ in range(PRUNED_FROM):
+        tokens.revoke(tokens.issue("ann").token)
+    clock.now += LIFETIME_NS + REVOCATION_KEPT_NS
+    tokens.revoke(tokens.issue("bob").token)
+    assert len(lines(tmp_path)) == 1
+
+
+def test_revocations_have_a_limit(
+    tokens: Tokens, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "REVOCATIONS_MAX", 3)
+    for _ in range(3):
+        tokens.revoke(tokens.issue("ann").token)
+    token = tokens.issue("bob").token
+    with pytest.raises(RevocationsFull, match="has exceeded: 3"):
+        tokens.revoke(token)
+    assert tokens.subject(token) == "bob"
+    clock.now += LIFETIME_NS + REVOCATION_KEPT_NS
+    tokens.prune()
+    tokens.revoke(tokens.issue("bob").token)
+
+
+def test_revoking_from_many_threads_loses_none(tokens: Tokens, tmp_path: Path, clock: Clock) -> None:
+    issued = [tokens.issue("ann").token for _ in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(tokens.revoke, issued))
+    again = restarted(tmp_path, clock)
+    for token in issued:
+        with pytest.raises(TokenRefused):
+            again.subject(token)
 
 
 def test_no_file_holds_a_tokens_text(tokens: Tokens, tmp_path: Path) -> None:

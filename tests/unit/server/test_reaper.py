@@ -12,6 +12,7 @@ from typing import cast
 import pytest
 
 from projections.queries import Queries
+from server import reaper as module
 from server.blobs import BlobStore
 from server.readers import Readers
 from server.reaper import Reaper
@@ -132,9 +133,11 @@ def test_a_blob_that_nothing_is_known_of_stays_and_the_next_one_goes(
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
-def test_a_store_that_cannot_be_swept_is_told_and_later_ones_go(
-    store: BlobStore, caplog: pytest.LogCaptureFixture
+def test_a_store_that_cannot_be_swept_is_told_and_swept_later(
+    store: BlobStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "AGAIN_S", 0.05)
+    orphan = blob(store, b"orphan")
     incoming = store.root / "incoming"
     incoming.rmdir()
     incoming.write_text("no folder")
@@ -144,9 +147,7 @@ def test_a_store_that_cannot_be_swept_is_told_and_later_ones_go(
             await asyncio.sleep(0.005)
         incoming.unlink()
         incoming.mkdir()
-        sha256 = blob(store, b"later")
-        reaper.freed([sha256])
-        await gone(store, sha256)
+        await gone(store, orphan)
 
     reaping(store, Uses(), work)
     assert "could not be swept" in caplog.text

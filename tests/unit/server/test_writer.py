@@ -34,7 +34,7 @@ from server import writer as module
 from server.encode import image_frame, operation_bytes
 from server.start import CLOCK_BEHIND_NS_MAX, StartRefused, _check_clock
 from server.status import CallRefused, refusal_of
-from server.writer import ATTEMPTS_MAX, CloseTime, SystemEvent, Writer, Written
+from server.writer import ATTEMPTS_MAX, CloseTime, Keep, SystemEvent, SystemEvents, Writer, Written
 from tests.unit.projections.builders import (
     CREATE,
     KEY,
@@ -182,8 +182,10 @@ class Rig:
         return asyncio.run(main())
 
     def submit(self, job: Any) -> Awaitable[Any]:
-        if isinstance(job, SystemEvent):
-            return self.writer.note(job)
+        if isinstance(job, SystemEvents):
+            return self.writer.note(*job.events)
+        if isinstance(job, Keep):
+            return self.writer.keep(job.checkpoint)
         if isinstance(job, CloseTime):
             return self.writer.close_time(job.at, deadline=FOREVER)
         return self.writer.submit(job, deadline=FOREVER)
@@ -334,7 +336,7 @@ def test_a_key_is_free_again_after_24_hours_of_log_time(rig: Rig) -> None:
 
 
 def test_an_event_of_the_log_itself_goes_into_its_own_stream(rig: Rig) -> None:
-    rig.run([SystemEvent("ServerStarted", {"software": "imageledger 1"}), new(1)])
+    rig.run([SystemEvents((SystemEvent("ServerStarted", {"software": "imageledger 1"}),)), new(1)])
     event = rig.events()[0]
     assert (event.stream, event.version, event.actor, event.auth) == ("log", 2, "imageledger", "system")
     assert (event.operation_id, event.resource_id, event.method) == (None, None, None)
@@ -359,8 +361,7 @@ SHA256 = "ab" * 32
         pytest.param(None, [[SHA256, SHA256]], id="written"),
         pytest.param("refused", [], id="refused"),
         pytest.param("lost", [], id="lost"),
-        # Nobody is told of what was read back; the sweep of the next start finds it.
-        pytest.param("durable", [], id="durable"),
+        pytest.param("durable", [[SHA256, SHA256]], id="durable"),
     ],
 )
 def test_a_blob_is_freed_only_by_what_is_durable(rig: Rig, fault: str | None, then: list[list[str]]) -> None:
@@ -386,7 +387,7 @@ def test_a_refused_append_fails_the_batch_and_writes_nothing(rig: Rig) -> None:
     assert [type(one) for one in failed] == [AppendFailed] * 3
     assert refused_with(failed[0]) == (
         StatusCode.UNAVAILABLE,
-        "The log refused the write: nothing was written",
+        "The write was refused and left nothing: disk I/O error; try again, and look at its disk",
     )
     assert_goes_on(rig, after)
     assert rig.reopened == 0
@@ -415,7 +416,8 @@ def test_a_full_disk_fails_the_batch_as_full_and_writes_nothing(rig: Rig) -> Non
     assert {type(one) for one in failed} == {AppendFailed}
     assert refused_with(failed[0]) == (
         StatusCode.RESOURCE_EXHAUSTED,
-        "The log's disk is full: nothing was written",
+        "The write was refused and left nothing: database or disk is full;"
+        " free some space on its disk, and try again",
     )
     assert_goes_on(rig, after)
 
@@ -454,7 +456,7 @@ def test_an_unknown_outcome_that_was_lost_is_answered_as_not_written(rig: Rig) -
     for one in failed:
         assert refused_with(one) == (
             StatusCode.UNAVAILABLE,
-            "The write failed and left nothing: try again",
+            "The write failed and left nothing: COMMIT failed: disk I/O error; try again, and look at its disk",
         )
     assert_goes_on(rig, after)
 

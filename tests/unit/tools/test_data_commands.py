@@ -126,25 +126,42 @@ def test_rebuild_without_an_old_projection_has_no_digest_before(cli: Run, tmp_pa
     assert ran.out.startswith("events")
 
 
-@pytest.mark.parametrize(
-    "sql",
-    [
-        pytest.param("UPDATE image SET state = x'80' WHERE id = 'img-i' AND until IS NULL", id="image"),
-        pytest.param(
-            "UPDATE family_latest SET image_id = 'img-x' WHERE until IS NULL AND folder_id = 'f1'",
-            id="family",
-        ),
-        pytest.param("DELETE FROM image_life WHERE id = 'img-a'", id="life"),
-    ],
-)
-def test_rebuild_tells_of_a_wrong_row_and_mends_it(cli: Run, data: Path, sql: str) -> None:
-    damage(data, sql)
+def test_rebuild_tells_of_a_digest_that_differs_and_mends_it(cli: Run, data: Path) -> None:
+    damage(data, "DELETE FROM image_life WHERE id = 'img-a'")
     ran = cli("rebuild", "--data", data, "--json")
-    assert_refused(ran, "DATA_LOSS", "The new projection is live now")
+    assert_refused(ran, "DATA_LOSS", "The new projection is live now", str(data / "projections-1.db"))
     assert ran.json["digest_before"] != ran.json["digest_after"]
     again = cli("rebuild", "--data", data, "--json")
-    assert again.code == 0
+    assert (again.code, again.err) == (0, "")
     assert again.json["digest_before"] == ran.json["digest_after"]
+
+
+@pytest.mark.parametrize(
+    ("sql", "table"),
+    [
+        pytest.param(
+            "UPDATE image SET state = x'80' WHERE id = 'img-i' AND until IS NULL", "image", id="image"
+        ),
+        pytest.param(
+            "UPDATE family_latest SET image_id = 'img-x' WHERE until IS NULL AND folder_id = 'f1'",
+            "family_latest",
+            id="family",
+        ),
+    ],
+)
+def test_rebuild_warns_of_a_damaged_row_and_keeps_it(cli: Run, data: Path, sql: str, table: str) -> None:
+    damage(data, sql)
+    ran = cli("rebuild", "--data", data, "--json")
+    assert (ran.code, ran.json["digest_before"]) == (0, None)
+    kept = data / "projections-1.db"
+    assert ran.err.startswith(
+        f"warning: the old projection is damaged: the projection's row of table {table} "
+    )
+    assert f"It is kept as {kept}" in ran.err
+    assert kept.exists()
+    assert ran.json["kept"] == str(kept)
+    again = cli("rebuild", "--data", data, "--json")
+    assert (again.code, again.json["digest_before"], again.err) == (0, ran.json["digest_after"], "")
 
 
 def test_rebuild_of_a_projection_that_is_no_database(cli: Run, data: Path) -> None:
@@ -169,9 +186,44 @@ def test_a_folder_without_a_log_is_left_as_it_is(cli: Run, tmp_path: Path, comma
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("option", ["--online", "--prepare"])
-def test_rebuild_has_no_options_yet_that_come_later(cli: Run, data: Path, option: str) -> None:
-    assert cli("rebuild", "--data", data, option).code == 2
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["--online", "--prepare"], id="two-ways"),
+        pytest.param(["--online", "--data", "."], id="whose-data"),
+    ],
+)
+def test_rebuild_refuses_options_that_contradict_each_other(cli: Run, arguments: list[str]) -> None:
+    assert cli("rebuild", *arguments).code == 2
+
+
+def test_rebuild_prepare_makes_a_projection_beside_the_live_one(
+    cli: Run, data: Path, reader: LogReader
+) -> None:
+    live = ProjectionFiles(data).current()
+    assert live is not None
+    with DirectoryLock(data, command="imageledger serve", since="today"):
+        ran = cli("rebuild", "--prepare", "--data", data, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert list(ran.json) == ["events", "seconds", "digest_before", "digest_after"]
+    assert ran.json["events"] == reader.head()
+    # This one is of the same version as the live one, so that there is something to compare.
+    assert ran.json["digest_before"] == ran.json["digest_after"] == digest_of(live)
+    assert ProjectionFiles(data).current() == live
+
+
+def test_rebuild_prepare_tells_of_a_live_projection_that_is_wrong(cli: Run, data: Path) -> None:
+    damage(data, "DELETE FROM image_life WHERE id = 'img-a'")
+    ran = cli("rebuild", "--prepare", "--data", data, "--json")
+    assert_refused(ran, "DATA_LOSS", "The live projection may answer wrongly", "--online")
+
+
+def test_rebuild_prepare_warns_of_a_damaged_live_projection(cli: Run, data: Path) -> None:
+    damage(data, "UPDATE image SET state = x'80' WHERE id = 'img-i' AND until IS NULL")
+    ran = cli("rebuild", "--prepare", "--data", data, "--json")
+    assert (ran.code, ran.json["digest_before"]) == (0, None)
+    assert "warning: the old projection is damaged" in ran.err
+    assert "--online" in ran.err
 
 
 # replay
