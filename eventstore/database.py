@@ -37,6 +37,17 @@ OperationalError = sqlite3.OperationalError
 # What a statement on a damaged file may raise: the driver decodes SQLite's error texts, which may quote it.
 READ_ERRORS: Final = (Error, UnicodeDecodeError)
 
+
+class UnmergedWal(OperationalError):
+    """A file in a folder that cannot be written, whose write-ahead log holds what the file lacks."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path.name}-wal holds what is not in {path.name} yet, and {path.parent} cannot be written:"
+            " copy both into a folder that can, or stop the server before the copy is made"
+        )
+
+
 Access: TypeAlias = Literal["create", "write", "read"]
 Synchronous: TypeAlias = Literal["FULL", "NORMAL", "OFF"]
 
@@ -68,11 +79,14 @@ def connect(
     """A connection in autocommit mode: transactions are the caller's, see `transaction`.
 
     create: the file may be absent, and is then created with a write-ahead log. read: nothing can be written,
-    and a writer may be at work meanwhile, also in another process. One thread at a time may use it.
-    Raises Error, also for a file that is no database.
+    and a writer may be at work meanwhile, also in another process; in a folder that cannot be written, where
+    none can be, the file is all that is read. One thread at a time may use it.
+    Raises Error, also for a file that is no database, and UnmergedWal.
     """
     _warn_of_wal_reset_bug()
     mode = {"create": "rwc", "write": "rw", "read": "ro"}[access]
+    if access == "read" and _is_still(path):
+        mode += "&immutable=1"
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}",
         uri=True,
@@ -87,6 +101,20 @@ def connect(
         connection.close()
         raise
     return connection
+
+
+def _is_still(path: Path) -> bool:
+    """Whether a file lies in a folder that nobody here can write. Raises UnmergedWal.
+
+    SQLite reads a database with a write-ahead log only where it can make the files beside it, unless it is
+    told that nothing changes; and then it does not see what is in the log and not in the file yet.
+    """
+    if os.access(path.parent, os.W_OK) or not path.exists():
+        return False
+    wal = path.with_name(path.name + "-wal")
+    if wal.exists() and wal.stat().st_size > 0:
+        raise UnmergedWal(path)
+    return True
 
 
 def scratch() -> Connection:

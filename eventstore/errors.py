@@ -41,7 +41,7 @@ class SchemaTooNew(EventStoreError):
     def __str__(self) -> str:
         return (
             f"the event at position {self.position} is {self.type} schema {self.schema}, this software reads "
-            f"up to schema {self.supported}: run the version that wrote it, or a later one"
+            f"up to schema {self.supported}; run the version that wrote it, or a later one"
         )
 
 
@@ -58,7 +58,7 @@ class EnvelopeTooNew(EventStoreError):
         where = "an event" if self.position is None else f"the event at position {self.position}"
         return (
             f"{where} was written by newer software: its envelope has v = {self.found}, this software reads "
-            f"up to v = {self.supported}: run the version that wrote it, or a later one"
+            f"up to v = {self.supported}; run the version that wrote it, or a later one"
         )
 
 
@@ -180,7 +180,7 @@ class FormatTooNew(EventStoreError):
 
     def __str__(self) -> str:
         return (
-            f"{self.path} has disk format {self.found}, this software reads up to {self.supported}: "
+            f"{self.path} has disk format {self.found}, this software reads up to {self.supported}; "
             "run the version that wrote it, or a later one"
         )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -12,6 +14,28 @@ from eventstore.errors import LogLocked
 
 LOCK_FILE: Final = "lock"
 _HOLDER_SIZE_MAX_BYTES: Final = 1024
+
+
+@contextmanager
+def no_writer(directory: Path) -> Iterator[None]:
+    """While it lasts, nobody takes the lock of a directory that is only read. Raises LogLocked.
+
+    A directory without the lock's file has never been written in, or is a copy that left it out; one in a
+    folder that cannot be written is locked all the same.
+    """
+    try:
+        descriptor = os.open(directory / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, _HOLDER_SIZE_MAX_BYTES, 0).decode(errors="replace")
+        raise LogLocked(directory / LOCK_FILE, holder or "another process that has just started") from error
+    finally:
+        os.close(descriptor)
 
 
 class DirectoryLock:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from heapq import merge
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from eventstore.checkpoint import Checkpoint, open_note
@@ -25,61 +27,77 @@ ROLLBACK: Final = "ROLLBACK"
 FORK: Final = "FORK"
 
 
-class Kept(NamedTuple):
-    """A note with where it was kept; `outside` is out of reach of whoever can write the log."""
+class Note(NamedTuple):
+    """A signed note and where it was kept; `outside` is out of reach of whoever can write the log."""
 
     where: str
-    note: str
+    text: str
     outside: bool
 
 
-def opened(
-    notes: Iterable[Kept], verifiers: Iterable[Verifier]
-) -> Iterator[tuple[Kept, Checkpoint | Finding]]:
-    """The checkpoint of each note, or why it is not to be believed."""
-    known = tuple(verifiers)
-    for kept in notes:
-        try:
-            yield kept, open_note(kept.note, known)
-        except (NoteMalformed, NoteUnverified, SignatureWrong) as error:
-            yield (
-                kept,
-                Finding(SIGNATURE, None, f"{kept.where}: {error}", "take the note from where it was kept"),
-            )
+class _Said(NamedTuple):
+    """What a note that is to be believed says."""
+
+    size: int
+    note: Note
+    checkpoint: Checkpoint
 
 
 def checkpoint_findings(
-    log: LogReader, notes: Iterable[Kept], verifiers: Iterable[Verifier]
+    log: LogReader, outside: Iterable[Note], verifiers: Iterable[Verifier]
 ) -> Iterator[Finding]:
-    """What signed checkpoints say against the log as it stands, and against one another.
+    """What signed checkpoints, those that the log keeps and those from outside, say against it as it stands.
 
     A log that is shorter than what was signed lost its end, if it kept that note itself, or is an older state
     put back, if the note was kept outside. One that is as long and has another root is another history; the
     last checkpoint that still holds says from where on. Raises ForeignCheckpoint.
     """
-    found: list[tuple[Kept, Checkpoint]] = []
-    for kept, what in opened(notes, verifiers):
-        if isinstance(what, Finding):
-            yield what
-        else:
-            found.append((kept, what))
+    known = tuple(verifiers)
+    found: list[Finding] = []
+    elsewhere = sorted(_believed(outside, known, found), key=attrgetter("size"))
     head, holds = log.head(), 0
-    for kept, checkpoint in sorted(found, key=lambda one: one[1].size):
-        size = checkpoint.size
+    for size, note, checkpoint in merge(
+        _believed(_kept(log), known, found), elsewhere, key=attrgetter("size")
+    ):
+        yield from found
+        found.clear()
         if size > head:
-            kind = ROLLBACK if kept.outside else TRUNCATION
-            message = f"{kept.where} vouches for {size} events, and the log ends at {head}"
-            yield Finding(kind, head + 1, message)
+            kind = ROLLBACK if note.outside else TRUNCATION
+            yield Finding(
+                kind, head + 1, f"{note.where} vouches for {size} events, and the log ends at {head}"
+            )
             continue
         try:
             check_log(log, checkpoint)
-            holds = max(holds, size)
+            holds = size
         except CheckpointContradicted as error:
             message = (
-                f"{kept.where} vouches for {size} events with the root {error.root}, here they have"
+                f"{note.where} vouches for {size} events with the root {error.root}, here they have"
                 f" {error.actual}: what differs is behind position {holds}"
             )
             yield Finding(FORK, holds + 1, message)
         except LogCorrupt as error:
-            message = f"{kept.where} cannot be compared: {error.reason}"
-            yield Finding(FORK, error.position, message)
+            yield Finding(FORK, error.position, f"{note.where} cannot be compared: {error.reason}")
+    yield from found
+
+
+def _kept(log: LogReader) -> Iterator[Note]:
+    """The notes that the log keeps, by size."""
+    after = 0
+    while page := log.checkpoints(after=after):
+        for kept in page:
+            yield Note(f"the kept checkpoint of size {kept.size}", kept.note, outside=False)
+        after = page[-1].size
+
+
+def _believed(notes: Iterable[Note], known: tuple[Verifier, ...], found: list[Finding]) -> Iterator[_Said]:
+    """What notes say that one of the keys has signed; the others are findings."""
+    for note in notes:
+        try:
+            checkpoint = open_note(note.text, known)
+        except (NoteMalformed, NoteUnverified, SignatureWrong) as error:
+            found.append(
+                Finding(SIGNATURE, None, f"{note.where}: {error}", "take the note from where it was kept")
+            )
+        else:
+            yield _Said(checkpoint.size, note, checkpoint)

@@ -38,6 +38,8 @@ class Config:
     checkpoint_interval_s: float = 60
     publish_checkpoints: Path | None = None
     accept_rollback: str | None = None
+    read_only: bool = False
+    projection_dir: Path | None = None
     in_flight_max: int = 2048
     bounds: Bounds = field(default_factory=Bounds)
 
@@ -54,6 +56,26 @@ class Config:
                 " give --tls-cert and --tls-key, or accept plain text with --insecure"
             )
         self._check_checkpoints()
+        self._check_read_only()
+
+    def _check_read_only(self) -> None:
+        if self.projection_dir is not None and not self.read_only:
+            raise ConfigInvalid(
+                "--projection-dir is where --read-only keeps what it makes: leave it out, or give both"
+            )
+        writes = {
+            "--allow-source": self.allow_source,
+            "--accept-clock": self.accept_clock,
+            "--accept-rollback": self.accept_rollback,
+            "--checkpoint-key": self.checkpoint_key,
+            "--rotate-checkpoint-key": self.rotate_checkpoint_key,
+            "--publish-checkpoints": self.publish_checkpoints,
+        }
+        given = [name for name, value in writes.items() if value]
+        if self.read_only and given:
+            raise ConfigInvalid(
+                f"--read-only writes nothing, and {given[0]} is for a server that does: leave it out"
+            )
 
     def _check_checkpoints(self) -> None:
         if self.checkpoint_key is not None and self.rotate_checkpoint_key:

@@ -108,9 +108,11 @@ class Gate:
 class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # Generic in the stubs alone.
     """All rpcs of ours, looked up by their path."""
 
-    def __init__(self, gate: Gate, tokens: Tokens) -> None:
+    def __init__(self, gate: Gate, tokens: Tokens, *, read_only: bool = False) -> None:
+        """`read_only`: whatever does not read is refused."""
         self._gate = gate
         self._tokens = tokens
+        self._read_only = read_only
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self.services: set[str] = set()
 
@@ -208,7 +210,17 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # Generic in 
     def _admit(self, call: Call, rpc: Rpc) -> None:
         if not rpc.is_open:
             call.actor = self._tokens.bearer(call.text("authorization") or "")
-        if not rpc.reads and "x-as-of" in call.metadata:
+        if not rpc.reads:
+            self._admit_write(call)
+
+    def _admit_write(self, call: Call) -> None:
+        if self._read_only:
+            raise CallRefused(
+                StatusCode.FAILED_PRECONDITION,
+                "This server serves a copy of a log, which nothing is written to: ask the server of the log",
+                reason="READ_ONLY",
+            )
+        if "x-as-of" in call.metadata:
             raise CallRefused(
                 StatusCode.INVALID_ARGUMENT,
                 "x-as-of asks about the past, and this method changes the present: leave it out",

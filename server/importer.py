@@ -25,9 +25,10 @@ from server.blobs import Blob, BlobError, BlobStore, BlobStoreFailed, BlobStoreF
 from server.detached import Detached
 from server.fetch import fetch
 from server.formats import FormatRefused
+from server.read_only import AnyWriter
 from server.status import CallRefused
 from server.wire import FetchFailed, FetchStopped, Limits
-from server.writer import Writer, Written
+from server.writer import Written
 
 IMPORTS_MAX = 4
 PENDING_MAX = 256
@@ -69,7 +70,7 @@ class Importer:
         *,
         allowlist: AllowList,
         blobs: BlobStore,
-        writer: Writer,
+        writer: AnyWriter,
         limits: Limits,
         on_released: Callable[[Collection[str]], None] = lambda digests: None,
     ) -> None:

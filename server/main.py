@@ -34,6 +34,7 @@ from server.logs import Logs
 from server.moments import Moments
 from server.proofs import Proofs
 from server.publisher import Publisher
+from server.read_only import AnyWriter, NoWriter
 from server.readers import Readers
 from server.reaper import Reaper
 from server.rebuilder import Rebuilder
@@ -49,7 +50,7 @@ from server.services.rebuild import RebuildService
 from server.services.scrub import ScrubService
 from server.services.sources import SourceService
 from server.services.status import SOFTWARE, StatusService
-from server.start import Stores, bind, interruptible, open_stores
+from server.start import Stores, Writing, bind, interruptible, open_copy, open_stores
 from server.waiting import Waiting
 from server.watch import Watches
 from server.wire import Limits
@@ -98,7 +99,7 @@ class Parts:
     readers: Readers
     logs: Logs
     watches: Watches
-    writer: Writer
+    writer: AnyWriter
     moments: Moments
     importer: Importer
     answers: Answers
@@ -131,9 +132,9 @@ async def _serve(config: Config, say: Callable[[str], None]) -> None:
     port = bind(server, config)
     with ExitStack() as stack:
         with interruptible():
-            stores = open_stores(config, stack)
+            stores = open_copy(config, stack) if config.read_only else open_stores(config, stack)
         told_to_stop = _stop_signals()
-        handlers = Handlers(gate, stores.tokens)
+        handlers = Handlers(gate, stores.tokens, read_only=config.read_only)
         waiting = Waiting(handlers, config.bounds)
         health = Health(lambda: handlers.services)
         waiting.add(health.rpcs())
@@ -141,12 +142,13 @@ async def _serve(config: Config, say: Callable[[str], None]) -> None:
         parts = _wire(config, stores, allowlist, health, stack)
         _add_services(config, stores, parts, waiting, port=port, started_at=started_at)
         server.add_generic_rpc_handlers((waiting,))
-        await _start(parts.writer, stores, started_at=started_at)
-        # From here on the log names the key, which may sign now.
-        stores.key_files.settle(stores.signer)
-        parts.checkpoints.begin(_publisher(config, parts.log))
-        parts.importer.resume(parts.queries)
-        parts.reaper.start()
+        if stores.writing is not None:
+            await _start(parts.writer, stores.writing, started_at=started_at)
+            # From here on the log names the key, which may sign now.
+            stores.writing.key_files.settle(stores.writing.signer)
+            parts.checkpoints.begin(_publisher(config, parts.log))
+            parts.importer.resume(parts.queries)
+            parts.reaper.start()
         looking = asyncio.create_task(waiting.look())
         await server.start()
         await health.serving(True)
@@ -157,13 +159,13 @@ async def _serve(config: Config, say: Callable[[str], None]) -> None:
         looking.cancel()
 
 
-async def _start(writer: Writer, stores: Stores, *, started_at: int) -> None:
+async def _start(writer: AnyWriter, writing: Writing, *, started_at: int) -> None:
     """Start the writer, whose first events say so. Raises CallRefused, EventStoreError, with it stopped."""
     writer.start()
     try:
-        if stores.clock_accepted:
+        if writing.clock_accepted:
             await writer.note(SystemEvent("ClockAccepted", {"clock": started_at}))
-        await writer.note(*stores.first_events, SystemEvent("ServerStarted", {"software": SOFTWARE}))
+        await writer.note(*writing.first_events, SystemEvent("ServerStarted", {"software": SOFTWARE}))
     except BaseException:
         # It may still be trying to reopen a log that nobody else may then close.
         await writer.stop()
@@ -185,16 +187,7 @@ def _wire(config: Config, stores: Stores, allowlist: AllowList, health: Health, 
     stack.callback(threads.shutdown)
     answers = Answers()
     reaper = Reaper(stores.blobs, readers, grace_s=config.blob_grace_s)
-    writer = Writer(
-        stores.log,
-        open_projector(stores.projection, encode=image_frame),
-        clock=time.time_ns,
-        # The writer's thread reopens, so it reads the log that is its own.
-        open_projector=live.reopen,
-        on_freed=reaper.freed,
-        answers=answers,
-        on_state=health.writing,
-    )
+    writer = _writer(stores, live, reaper, answers, health)
     stack.callback(writer.close)
     importer = Importer(
         allowlist=allowlist,
@@ -206,7 +199,7 @@ def _wire(config: Config, stores: Stores, allowlist: AllowList, health: Health, 
     moments = Moments(log, queries, writer, clock=time.time_ns)
     checkpoints = Checkpoints(
         LogReader.open(stores.log_path),
-        stores.signer,
+        None if stores.writing is None else stores.writing.signer,
         keep=writer.keep,
         applied=lambda: writer.applied,
         clock=time.time_ns,
@@ -232,6 +225,23 @@ def _wire(config: Config, stores: Stores, allowlist: AllowList, health: Health, 
         threads=threads,
         checkpoints=checkpoints,
         proofs=Proofs(checkpoints, readers, logs),
+    )
+
+
+def _writer(
+    stores: Stores, live: LiveProjection, reaper: Reaper, answers: Answers, health: Health
+) -> AnyWriter:
+    if stores.writing is None:
+        return NoWriter(head=stores.log.head(), clock=time.time_ns)
+    return Writer(
+        stores.writing.log,
+        open_projector(stores.projection, encode=image_frame),
+        clock=time.time_ns,
+        # The writer's thread reopens, so it reads the log that is its own.
+        open_projector=live.reopen,
+        on_freed=reaper.freed,
+        answers=answers,
+        on_state=health.writing,
     )
 
 
@@ -295,6 +305,7 @@ def _add_services(
             importer=importer,
             threads=parts.threads,
             started_at=started_at,
+            read_only=config.read_only,
         ),
     ):
         waiting.add(service.rpcs())
@@ -345,7 +356,8 @@ async def _drain(server: grpc.aio.Server, gate: Gate, health: Health, stores: St
     parts.writer.begin_stop()
     await parts.importer.stop()
     await parts.writer.stop()
-    await parts.checkpoints.finish(stores.log)
+    if stores.writing is not None:
+        await parts.checkpoints.finish(stores.writing.log)
     # Now that nothing more is written, watchers hear of the last of it.
     await parts.watches.stop()
     give_up = time.monotonic() + QUIET_S_MAX

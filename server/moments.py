@@ -21,8 +21,8 @@ from projections.moments import (
 )
 from projections.queries import Queries
 from server.call import Call
+from server.read_only import AnyWriter
 from server.status import CallRefused
-from server.writer import Writer
 
 SETTLE_NS = 2_000_000_000
 POLL_S = 0.01
@@ -32,7 +32,9 @@ WAIT_S_MAX = 5.0
 class Moments:
     """Resolves moments to positions, so that an answer once given never changes."""
 
-    def __init__(self, log: LogReader, queries: Queries, writer: Writer, *, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, log: LogReader, queries: Queries, writer: AnyWriter, *, clock: Callable[[], int]
+    ) -> None:
         self._log = log
         self._queries = queries
         self._writer = writer

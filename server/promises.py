@@ -62,9 +62,7 @@ def check_promises(config: Config, log: LogReader | None) -> Promises:
     Raises PromiseBroken, RollbackRefused, KeyFileRefused, PublishedRefused, EventStoreError.
     """
     files = key_files(config)
-    said = NOTHING_SAID if log is None else lineage(log)
-    if log is not None:
-        _check_newest(log, said)
+    said = NOTHING_SAID if log is None else check_kept_one(log)
     signer = files.find(said, None if log is None else log.log_id, rotate=config.rotate_checkpoint_key)
     given_up: tuple[Contradiction, ...] = ()
     if config.publish_checkpoints is not None:
@@ -73,25 +71,14 @@ def check_promises(config: Config, log: LogReader | None) -> Promises:
     return Promises(said, signer, files.is_lost(said, signer), given_up)
 
 
-def first_events(promises: Promises, signer: Signer, *, reason: str | None) -> tuple[SystemEvent, ...]:
-    """What the log has to say of its past and of its key before anything else is written."""
-    said: list[SystemEvent] = []
-    for contradiction in promises.given_up:
-        newest = contradiction.newest.checkpoint
-        names: dict[str, str | int] = {"size": newest.size, "root": newest.root.hex()}
-        said.append(SystemEvent(LOG_RESTORED, {"reason": reason or "", **names}))
-    if promises.is_key_lost and not said:
-        said.append(SystemEvent(LOG_RESTORED, {"reason": reason or KEY_LOST}))
-    if signer.verifier != newest_key(promises.said):
-        said.append(SystemEvent(CHECKPOINT_KEY_ADDED, {"public_key": format_vkey(signer.verifier)}))
-    return tuple(said)
+def check_kept_one(log: LogReader) -> Lineage:
+    """What a log says of itself, if it leads to the newest checkpoint that it keeps.
 
-
-def _check_newest(log: LogReader, said: Lineage) -> None:
-    """Hold the log to the newest checkpoint that it keeps. Raises PromiseBroken."""
-    kept = log.newest_checkpoint()
+    Raises PromiseBroken, EventStoreError.
+    """
+    said, kept = lineage(log), log.newest_checkpoint()
     if kept is None:
-        return
+        return said
     which = f"its checkpoint of {kept.size} events, signed at {format_time(kept.at)}"
     remedy = "do not serve it: restore the log from a backup"
     try:
@@ -109,6 +96,21 @@ def _check_newest(log: LogReader, said: Lineage) -> None:
     except (NoteMalformed, NoteUnverified, SignatureWrong, ForeignCheckpoint, ValueError) as error:
         why = str(error).rpartition("; ")[0] or str(error)
         raise PromiseBroken(f"SIGNATURE: {which}, is not what was signed: {why}; {remedy}") from error
+    return said
+
+
+def first_events(promises: Promises, signer: Signer, *, reason: str | None) -> tuple[SystemEvent, ...]:
+    """What the log has to say of its past and of its key before anything else is written."""
+    said: list[SystemEvent] = []
+    for contradiction in promises.given_up:
+        newest = contradiction.newest.checkpoint
+        names: dict[str, str | int] = {"size": newest.size, "root": newest.root.hex()}
+        said.append(SystemEvent(LOG_RESTORED, {"reason": reason or "", **names}))
+    if promises.is_key_lost and not said:
+        said.append(SystemEvent(LOG_RESTORED, {"reason": reason or KEY_LOST}))
+    if signer.verifier != newest_key(promises.said):
+        said.append(SystemEvent(CHECKPOINT_KEY_ADDED, {"public_key": format_vkey(signer.verifier)}))
+    return tuple(said)
 
 
 def _check_writable(directory: Path) -> None:

@@ -29,9 +29,10 @@ from projections.projector import Projector
 from projections.store import Rebuilt
 from server.detached import Detached
 from server.live import LiveProjection
+from server.read_only import AnyWriter
 from server.rebuild_child import identity
 from server.status import CallRefused
-from server.writer import Switch, Writer
+from server.writer import Switch
 
 CHILD = (sys.executable, "-m", "server.rebuild_child")
 STOP_S_MAX = 10.0
@@ -63,7 +64,7 @@ class _Taken:
 class Rebuilder:
     """One rebuild at a time. Used from the event loop."""
 
-    def __init__(self, live: LiveProjection, writer: Writer, *, log_path: Path) -> None:
+    def __init__(self, live: LiveProjection, writer: AnyWriter, *, log_path: Path) -> None:
         self._live = live
         self._writer = writer
         self._log_path = log_path

@@ -63,6 +63,8 @@ class KeyFiles:
 
         A key that it takes the place of is gone with that. Raises OSError, KeyFileRefused.
         """
+        for draft in self.directory.glob(f".{NEXT_KEY_FILE}.*"):
+            draft.unlink()  # Of a start that was killed while it made a key.
         following = self.directory / NEXT_KEY_FILE
         if following.exists():
             if self.given is None and load_key_file(following).verifier == signer.verifier:

@@ -16,6 +16,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_bytes
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 import grpc
@@ -23,7 +24,7 @@ import grpc
 from eventstore import database, schema
 from eventstore.errors import AppendFailed, NotALog, OutcomeUnknown
 from eventstore.keys import KEY_SIZE_BYTES, Signer
-from eventstore.lock import DirectoryLock
+from eventstore.lock import DirectoryLock, no_writer
 from eventstore.log import PAGE_BYTES, EventLog, new_log_id
 from eventstore.reader import LogReader
 from projections.moments import format_time
@@ -32,7 +33,7 @@ from server.blobs import BlobStore, BlobStoreFailed
 from server.config import Config, split_address
 from server.encode import image_frame
 from server.identity import KEY_FILE, REVOKED_FILE, Tokens, load_key
-from server.promises import check_promises, first_events, key_files
+from server.promises import check_kept_one, check_promises, first_events, key_files
 from server.signing import KeyFiles
 from server.writer import SystemEvent
 
@@ -57,11 +58,20 @@ class StartRefused(Exception):
 class Stores:
     """What lies on disk, opened and caught up."""
 
-    log: EventLog
+    log: LogReader
     log_path: Path
     projection: Path
     blobs: BlobStore
     tokens: Tokens
+    # What writes; None where a copy is served.
+    writing: Writing | None
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """What only the one process has that writes the log."""
+
+    log: EventLog
     clock_accepted: bool
     key_files: KeyFiles
     signer: Signer
@@ -189,11 +199,59 @@ def open_stores(config: Config, stack: ExitStack) -> Stores:
             projection=projection,
             blobs=blobs,
             tokens=tokens,
-            clock_accepted=clock_accepted,
-            key_files=files,
-            signer=signer,
-            first_events=first_events(promises, signer, reason=config.accept_rollback),
+            writing=Writing(
+                log=log,
+                clock_accepted=clock_accepted,
+                key_files=files,
+                signer=signer,
+                first_events=first_events(promises, signer, reason=config.accept_rollback),
+            ),
         )
+
+
+def open_copy(config: Config, stack: ExitStack) -> Stores:
+    """A copy of a data directory, of which nothing is changed: its projection is made elsewhere.
+
+    Raises StartRefused, PromiseBroken, EventStoreError.
+    """
+    directory, log_path = config.data, config.data / "log.db"
+    with refusing(directory):
+        if not log_path.is_file():
+            raise StartRefused(
+                "NOT_FOUND", f"{log_path} is not there, and --read-only serves a log that is: check --data"
+            )
+        stack.enter_context(no_writer(directory))
+        log = LogReader.open(log_path)
+        stack.callback(log.close)
+        check_kept_one(log)
+        return Stores(
+            log=log,
+            log_path=log_path,
+            projection=_projection_of_copy(config, log, stack),
+            blobs=BlobStore(directory / "blobs"),
+            tokens=_tokens_of_copy(directory),
+            writing=None,
+        )
+
+
+def _projection_of_copy(config: Config, log: LogReader, stack: ExitStack) -> Path:
+    """The projection in --projection-dir, made or caught up; without one in a folder that goes with us."""
+    if config.projection_dir is None:
+        directory = Path(stack.enter_context(TemporaryDirectory(prefix="imageledger-")))
+    else:
+        directory = config.projection_dir
+        directory.mkdir(parents=True, exist_ok=True)
+        since = format_time(time.time_ns())
+        command = "imageledger serve --read-only"
+        stack.enter_context(DirectoryLock(directory, command=command, since=since))
+    return open_live(ProjectionFiles(directory), log, encode=image_frame, on_progress=_progress)
+
+
+def _tokens_of_copy(directory: Path) -> Tokens:
+    """The tokens of the log's server, if its key came along; else those of this process alone."""
+    if (directory / KEY_FILE).exists():
+        return _tokens(directory)
+    return Tokens(token_bytes(32), revoked_path=directory / REVOKED_FILE, clock=time.time_ns)
 
 
 @contextmanager

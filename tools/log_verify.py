@@ -10,13 +10,14 @@ from typing import Any
 
 import click
 
-from eventstore.errors import KeyMalformed, LogCorrupt, LogUnreadable
+from eventstore.errors import LogCorrupt, LogUnreadable
 from eventstore.finding import Finding
 from eventstore.heads import checkpoint_at
-from eventstore.keys import Verifier, load_vkey_file, parse_vkey
+from eventstore.keys import load_vkey_file
+from eventstore.lineage import lineage
 from eventstore.merkle import TreeSize
 from eventstore.reader import LogReader
-from eventstore.verify import Kept, checkpoint_findings
+from eventstore.verify import Note, checkpoint_findings
 from projections.audit import PROJECTION, REMEDY
 from projections.build import build
 from projections.files import ProjectionFiles, ProjectionRefused
@@ -75,12 +76,12 @@ def verify(data: Path, checkpoints: tuple[Path, ...], public_key: Path | None, a
       imageledger log verify --checkpoint friday.note --public-key log.vkey --json | jq .findings
     """
     with LogReader.open(data / "log.db") as log:
-        outside = [Kept(str(path), _note(path), outside=True) for path in checkpoints]
+        outside = [Note(str(path), _note(path), outside=True) for path in checkpoints]
         listener = _Listener()
         found = listener.findings
         with suppress(LogCorrupt, LogUnreadable):  # Which are told of each event.
-            keys = load_vkey_file(public_key) if public_key is not None else keys_of(log)
-            found += checkpoint_findings(log, [*kept_notes(log, data), *outside], keys)
+            keys = load_vkey_file(public_key) if public_key is not None else lineage(log).verifiers
+            found += checkpoint_findings(log, outside, keys)
         checked = _scrubbed(data, log, listener)
         size, root = _head(log)
     found.sort(key=lambda finding: (finding.position or 0, finding.kind))
@@ -94,23 +95,6 @@ def verify(data: Path, checkpoints: tuple[Path, ...], public_key: Path | None, a
     else:
         print_pairs(_pairs(size, root, checked, found, len(checkpoints)))
     return 1 if found else 0
-
-
-def keys_of(log: LogReader) -> tuple[Verifier, ...]:
-    """The keys that the log itself says it was signed with. Raises CommandFailed for a text that is none."""
-    try:
-        return tuple(
-            parse_vkey(str(event.data["public_key"]))
-            for event in log.events_of_stream("log")
-            if event.type == "CheckpointKeyAdded"
-        )
-    except KeyMalformed as error:
-        raise CommandFailed("DATA_LOSS", str(error), remedy="Give --public-key.") from None
-
-
-def kept_notes(log: LogReader, data: Path) -> list[Kept]:
-    """The checkpoints that the server kept beside its log."""
-    return []
 
 
 def _note(path: Path) -> str:

@@ -161,6 +161,17 @@ def _as_given(option: click.Parameter, value: Any) -> tuple[Any, str]:
     metavar="REASON",
     help="Go on although more was published than the log has; the reason is recorded in it. Give it once.",
 )
+@option(
+    "--read-only",
+    is_flag=True,
+    help="Serve a copy of a data directory: every read and history call, and no write. Nothing in it changes.",
+)
+@option(
+    "--projection-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where --read-only keeps the projection that it makes.  [default: a temporary one]",
+)
 @option("--log-format", type=click.Choice(["text", "json"]), default="text", help="The form of log lines.")
 def serve(
     config: Path | None,
@@ -177,8 +188,9 @@ def serve(
     `allow-source = ["file:///srv/images/"]`.
 
     \b
-    Example:
+    Examples:
       imageledger serve --data /var/lib/imageledger --allow-source https://storage.example/images/
+      imageledger serve --read-only --data /mnt/copy --listen 127.0.0.1:50052
     """
     _log_to_stderr(log_format)
     run_server(

@@ -33,7 +33,7 @@ class EventUnknown(Exception):
     def __init__(self, event: Event) -> None:
         super().__init__(
             f"position {event.position}: event type {event.type!r} (schema {event.schema}) is unknown to"
-            " this version: open the log with the version that wrote it, or a newer one"
+            " this version; open the log with the version that wrote it, or a newer one"
         )
         self.position = event.position
 

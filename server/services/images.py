@@ -25,11 +25,12 @@ from server.gen.yandex.cloud.compute.v1 import image_service_pb2 as pb
 from server.handlers import Rpc
 from server.importer import Importer
 from server.moments import Moments
+from server.read_only import AnyWriter
 from server.readers import Readers
 from server.request import fingerprint
 from server.status import CallRefused
 from server.validate import fields
-from server.writer import Writer, Written
+from server.writer import Written
 
 PAGE_SIZE_DEFAULT = 100
 SOURCES = ("image_id", "disk_id", "snapshot_id", "uri")
@@ -41,7 +42,7 @@ class ImageService:
         *,
         queries: Queries,
         readers: Readers,
-        writer: Writer,
+        writer: AnyWriter,
         moments: Moments,
         importer: Importer,
         answers: Answers,

@@ -26,10 +26,10 @@ from server.encode import SOURCE_SERVICE, operation_bytes, source_message
 from server.gen.imageledger.v1 import source_service_pb2 as pb
 from server.handlers import RETRY_AFTER_MS, Rpc
 from server.moments import Moments
+from server.read_only import AnyWriter
 from server.request import fingerprint
 from server.status import CallRefused
 from server.validate import fields
-from server.writer import Writer
 
 PAGE_SIZE_DEFAULT = 100
 UPLOADS_MAX = 4
@@ -42,7 +42,7 @@ class SourceService:
         self,
         *,
         queries: Queries,
-        writer: Writer,
+        writer: AnyWriter,
         moments: Moments,
         blobs: BlobStore,
         threads: Executor,

@@ -29,7 +29,9 @@ class StatusService:
         importer: Importer,
         threads: Executor,
         started_at: int,
+        read_only: bool,
     ) -> None:
+        self._read_only = read_only
         self._importer = importer
         self._log = log
         self._queries = queries
@@ -56,6 +58,7 @@ class StatusService:
             free_bytes=disk.free,
             total_bytes=disk.total,
             software=SOFTWARE,
+            read_only=self._read_only,
             imports=[_import_message(entry) for entry in self._importer.under_way()],
         )
         status.newest_event.at.FromNanoseconds(newest.at)

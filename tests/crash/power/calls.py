@@ -15,7 +15,7 @@ TRACED = (
     "open,openat,openat2,creat,close,close_range,dup,dup2,dup3,fcntl,lseek,"
     "write,writev,pwrite64,pwritev,pwritev2,ftruncate,truncate,fallocate,copy_file_range,sendfile,splice,"
     "read,readv,fsync,fdatasync,sync,syncfs,rename,renameat,renameat2,link,linkat,symlink,symlinkat,"
-    "unlink,unlinkat,mkdir,mkdirat,rmdir,mknod,mknodat,mmap,fork,vfork,clone,clone3,io_uring_setup"
+    "chmod,fchmod,fchmodat,unlink,unlinkat,mkdir,mkdirat,rmdir,mknod,mknodat,mmap,fork,vfork,clone,clone3,io_uring_setup"
 )
 # Of these only the result counts: what they read would fill the record.
 RAW = "read,readv"

@@ -98,11 +98,12 @@ def check(state: State, told: Sequence[Told], history: History, *, folder: Path)
 def lay_out(state: State, folder: Path) -> None:
     """Write a state's files below a new folder."""
     folder.mkdir()
-    for path, content in state.items():
-        if content is None:
+    for path, entry in state.items():
+        if entry.content is None:
             (folder / path).mkdir()
         else:
-            (folder / path).write_bytes(content)
+            (folder / path).write_bytes(entry.content)
+        (folder / path).chmod(entry.mode)
 
 
 def _check_stores(stores: Stores, told: list[Told], history: History) -> None:

@@ -12,7 +12,7 @@ import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 SECTOR_BYTES = 512
 # So many lines of the record may lie between a power cut and what an ordered disk had reached.
@@ -30,8 +30,16 @@ DATA_SURVIVE: tuple[Survivors, ...] = (*NAMES_SURVIVE, "torn", "shreds", "sizes"
 # What becomes of one change.
 Fate: TypeAlias = Literal["lost", "kept", "torn", "sized"]
 
-# Path below the disk's root → content; None is a folder.
-State: TypeAlias = dict[str, bytes | None]
+
+class Entry(NamedTuple):
+    """A file's bytes, None for a folder; and the mode with which it was made, as part of its creation."""
+
+    content: bytes | None
+    mode: int
+
+
+# Path below the disk's root → what is there.
+State: TypeAlias = dict[str, Entry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,7 @@ class Naming:
 class File:
     """Its changes follow each other: none begins before the one before it has ended."""
 
+    mode: int = 0o644
     changes: list[Write | Resize] = field(default_factory=list)
     syncs: list[Span] = field(default_factory=list)
     size: int = 0
@@ -105,6 +114,7 @@ class File:
 
 @dataclass(slots=True, eq=False)
 class Folder:
+    mode: int = 0o755
     changes: list[Naming] = field(default_factory=list)
     syncs: list[Span] = field(default_factory=list)
     entries: dict[str, File | Folder] = field(default_factory=dict)
@@ -156,13 +166,13 @@ def live(root: Folder) -> State:
     return dict(_live(root, ""))
 
 
-def _live(folder: Folder, prefix: str) -> Iterator[tuple[str, bytes | None]]:
+def _live(folder: Folder, prefix: str) -> Iterator[tuple[str, Entry]]:
     for name, node in folder.entries.items():
         if isinstance(node, Folder):
-            yield prefix + name, None
+            yield prefix + name, Entry(None, node.mode)
             yield from _live(node, f"{prefix}{name}/")
         elif not name.endswith("-shm"):
-            yield prefix + name, bytes(node.at(len(node.changes)))
+            yield prefix + name, Entry(bytes(node.at(len(node.changes))), node.mode)
 
 
 def after(root: Folder, cut: Cut) -> State:
@@ -187,10 +197,10 @@ class _Remains:
         for name, node in sorted(self._names(folder).items()):
             path = prefix + name
             if isinstance(node, Folder):
-                state[path] = None
+                state[path] = Entry(None, node.mode)
                 self.add(node, f"{path}/", state)
             elif not name.endswith("-shm"):
-                state[path] = self._content(node)
+                state[path] = Entry(self._content(node), node.mode)
 
     def _names(self, folder: Folder) -> dict[str, File | Folder]:
         moment = self._cut.moment

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -15,10 +16,10 @@ from pathlib import Path
 
 from tests.conformance.sites import until
 from tests.crash.power.calls import RAW, STRING_BYTES_MAX, TRACED, Call, read_calls
-from tests.crash.power.disk import Folder, live
+from tests.crash.power.disk import Entry, Folder, live
 from tests.crash.power.load import Load
 from tests.crash.power.planted import CHANGE
-from tests.crash.power.replay import Replay
+from tests.crash.power.replay import UMASK, Replay
 from tests.crash.power.told import Told
 from tests.harness import START_TIMEOUT_S
 
@@ -111,7 +112,9 @@ class Recorder:
         disk = self.folder / "disk"
         recorded = live(self._replay.root)
         found = {
-            str(path.relative_to(disk)): None if path.is_dir() else path.read_bytes()
+            str(path.relative_to(disk)): Entry(
+                None if path.is_dir() else path.read_bytes(), stat.S_IMODE(path.stat().st_mode)
+            )
             for path in disk.rglob("*")
             if not path.name.endswith("-shm")
         }
@@ -135,6 +138,7 @@ class Recorder:
                 stderr=stderr,
                 text=True,
                 cwd=self.folder,
+                umask=UMASK,
                 env={**os.environ, "PYTHONPATH": str(PROJECT), CHANGE: self.change},
             )
 
@@ -180,3 +184,5 @@ class Recorder:
         calls = read_calls(self._record, first=self._last_line + 1)
         self._calls += self._replay.run(calls)
         self._last_line = max(call.ended for call in calls)
+        # Tens of megabytes; a record that could not be read stays to be looked at.
+        self._record.unlink()

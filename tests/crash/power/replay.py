@@ -11,6 +11,9 @@ from pathlib import Path
 from tests.crash.power.calls import Call, CallUnknown, descriptor, split, string, unescaped
 from tests.crash.power.disk import File, Folder, Span
 
+# Of every recorded process.
+UMASK = 0o022
+
 _BUFFER = re.compile(r'iov_base=("[^"]*"[.]*)')
 
 
@@ -91,7 +94,7 @@ class Replay:
         if node is None:
             if "O_CREAT" not in flags or "O_TMPFILE" in flags:
                 raise CallUnknown(f"{path} was opened, and nothing recorded has made it")
-            node = File()
+            node = File(_mode(arguments[-1]))
             folder, name = self._parent(path)
             folder.name(_span(call), (name, node))
         elif isinstance(node, File) and is_emptied:
@@ -224,7 +227,8 @@ class Replay:
         folder, name = self._parent(path)
         if not call.name.startswith("mkdir") and name not in folder.entries:
             raise CallUnknown(f"{path} was removed, and nothing recorded has made it")
-        folder.name(_span(call), (name, Folder() if call.name.startswith("mkdir") else None))
+        made = Folder(_mode(arguments[-1])) if call.name.startswith("mkdir") else None
+        folder.name(_span(call), (name, made))
         return True
 
     def _thread(self, call: Call) -> bool:
@@ -302,6 +306,10 @@ class Replay:
 
 def _span(call: Call) -> Span:
     return Span(call.begun, call.ended)
+
+
+def _mode(argument: str) -> int:
+    return int(argument, 8) & ~UMASK
 
 
 def _known(call: Call) -> int:

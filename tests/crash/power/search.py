@@ -97,7 +97,7 @@ class Search:
 def fingerprint(state: State) -> bytes:
     """Equal exactly for equal states."""
     digest = hashlib.blake2b(digest_size=16)
-    for path, content in state.items():
-        digest.update(f"{path}\0{-1 if content is None else len(content)}\0".encode())
+    for path, (content, mode) in state.items():
+        digest.update(f"{path}\0{mode}\0{-1 if content is None else len(content)}\0".encode())
         digest.update(content or b"")
     return digest.digest()

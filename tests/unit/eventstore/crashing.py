@@ -54,9 +54,15 @@ def dying(name: str, *, at: int) -> Iterator[None]:
 _heard: list[Callable[..., None]] = []
 
 
-def deaths(name: str, run: Callable[[], object]) -> Iterator[int]:
-    """Runs it again and again, each time one step further, until it does not die any more."""
+def deaths(
+    name: str, run: Callable[[], object], *, prepare: Callable[[], object] = lambda: None
+) -> Iterator[int]:
+    """Runs it again and again, each time one step further, until it does not die any more.
+
+    `prepare` comes before each run, and lives.
+    """
     for at in range(1, 100):
+        prepare()
         try:
             with dying(name, at=at):
                 run()

@@ -41,6 +41,7 @@ from eventstore.receipt import (
     check,
     check_grown,
     prove,
+    prove_all,
     prove_consistency,
 )
 from eventstore.receipt_text import (
@@ -548,3 +549,23 @@ def test_the_same_log_is_proven_by_the_same_text(
     assert tlog_proof(receipt).encode() == (GOLDEN / "receipt.tlog-proof").read_bytes()
     assert consistency_json(consistency) == json.loads((GOLDEN / "consistency.json").read_bytes())
     assert note_at(ten, 6).encode() == (GOLDEN / "old.note").read_bytes()
+
+
+def test_receipts_of_several_events_are_those_of_each(ten: LogReader, note: str) -> None:
+    positions = [Position(position) for position in (7, 1, 10, 7)]
+    assert prove_all(ten, positions, note) == [prove(ten, position, note) for position in positions]
+    assert prove_all(ten, [], note) == []
+    with pytest.raises(NoSuchPosition):
+        prove_all(ten, [Position(7), Position(11)], note)
+
+
+def test_receipts_of_several_events_read_the_way_they_share_once(
+    ten_path: Path, note: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LogReader.open(ten_path) as log:
+        reads: list[int] = []
+        hashes = log.hashes
+        monkeypatch.setattr(log, "hashes", lambda position: reads.append(position) or hashes(position))
+        prove_all(log, [Position(position) for position in range(1, 11)], note)
+    # Those of the root are read once more, before, to check the note.
+    assert len(reads) == len(set(reads)) + 2

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given as given_any
 
 from eventstore.event import Event, Position, decode, encode
-from projections.domain.evolve import EventUnknown
+from projections.domain.evolve import LOG_EVENTS, EventUnknown
 from projections.domain.operation import evolve_operation
 from tests.unit.projections.builders import (
     BLOB,

@@ -279,6 +279,15 @@ def test_a_name_that_current_still_holds_is_used(tmp_path: Path) -> None:
     assert ProjectionFiles(tmp_path).unused().name == "projections-5.db"
 
 
+def test_a_name_that_was_reserved_is_used_even_if_no_file_comes(tmp_path: Path) -> None:
+    files = ProjectionFiles(tmp_path)
+    assert files.reserve().name == "projections-1.db"
+    files.make_current(tmp_path / "projections-2.db")
+    assert [files.reserve().name for _ in range(2)] == ["projections-3.db", "projections-4.db"]
+    assert ProjectionFiles(tmp_path).unused().name == "projections-5.db"
+    assert (tmp_path / "CURRENT").read_text() == "projections-2.db\nhighest 4\n"
+
+
 def test_a_live_file_keeps_its_write_ahead_log_when_others_are_removed(tmp_path: Path) -> None:
     ProjectionFiles(tmp_path).make_current(tmp_path / "projections-1.db")
     kept = {"projections-1.db", "projections-1.db-wal", "projections-1.db-shm", "log.db", "log.db-wal"}

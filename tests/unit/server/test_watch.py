@@ -12,9 +12,10 @@ import pytest
 from grpc import StatusCode
 
 from eventstore.errors import LogCorrupt
-from eventstore.search import LogSearch
+from eventstore.search import EVERYTHING, LogSearch
 from server import watch
 from server.gen.imageledger.v1 import history_service_pb2 as pb
+from server.services import history
 from server.status import CallRefused
 from server.watch import Batch, Watches, read_batch
 from tests.unit.projections.builders import Stand, image
@@ -281,3 +282,25 @@ def test_while_nobody_watches_nothing_is_read(watched: Watched) -> None:
     asyncio.run(run())
     # What was written while nobody watched was read for the one who asked, not kept.
     assert watched.reads == [5, 6]
+
+
+@pytest.mark.parametrize("size", [1, 800, 10**6])
+def test_a_message_ends_before_clients_stop_reading_and_the_next_one_goes_on(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(watch, "BATCH_BYTES", size)
+    watched.say("c", "d")
+    assert asyncio.run(_collected(watched.watch(1), 9)) == list(range(1, 10))
+    found, after = [], 0
+    with LogSearch.open(watched.stand.log.path) as log:
+        while after < 9:
+            wire, after = one_page(log, after)
+            page = pb.ReadEventsResponse.FromString(wire)
+            assert len(page.events) == 1 or len(wire) <= size
+            found += [event.position for event in page.events]
+    assert found == list(range(1, 10))
+
+
+def one_page(log: LogSearch, after: int) -> tuple[bytes, int]:
+    queries: Any = None  # Events are the log's own.
+    return history._events(queries, log, EVERYTHING, after, 9)

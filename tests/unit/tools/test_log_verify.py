@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from eventstore import database, merkle
-from eventstore.checkpoint import sign
+from eventstore.checkpoint import KeptCheckpoint, sign
 from eventstore.event import decode, encode
 from eventstore.heads import checkpoint_at
 from eventstore.keys import Signer, format_vkey, generate_key
+from eventstore.log import EventLog
 from eventstore.merkle import TreeSize
 from eventstore.reader import LogReader
 from projections.files import ProjectionFiles
@@ -250,3 +251,20 @@ def test_nothing_is_written(data: Path, verify: Verify) -> None:
 def times(data: Path) -> dict[str, int]:
     """Of every file that only a writer changes."""
     return {path.name: path.stat().st_mtime_ns for path in data.iterdir() if not path.name.endswith("-shm")}
+
+
+def test_what_the_log_kept_itself(data: Path, verify: Verify, signer: Signer, tmp_path: Path) -> None:
+    """A tail cut off, with the note of more than is left beside it; and a note that was tampered with."""
+    (tmp_path / "log.vkey").write_text(format_vkey(signer.verifier) + "\n")
+    head = head_of(data)
+    with EventLog.open(data / "log.db") as log:
+        for size in (3, head):
+            checkpoint = checkpoint_at(log, TreeSize(size))
+            kept = KeptCheckpoint(checkpoint.size, checkpoint.root, sign(checkpoint, signer), 1)
+            log.keep_checkpoint(kept)
+    key = ("--public-key", str(tmp_path / "log.vkey"))
+    assert verify(*key)[0] == 0
+    change(data, f"DELETE FROM event WHERE position > {head - 2}")
+    assert ("TRUNCATION", head - 1) in kinds(verify(*key)[1])
+    change(data, "UPDATE checkpoint SET note = replace(note, '3', '4') WHERE size = 3")
+    assert ("SIGNATURE", None) in kinds(verify(*key)[1])
