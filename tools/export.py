@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from eventstore import database
 from eventstore.event import Position
@@ -23,12 +24,13 @@ from projections.store import ProjectionFiles, ProjectionRefused, check
 from tools.errors import CommandFailed
 from tools.events_json import event_json
 from tools.export_folder import ExportedFile, ExportFolder
+from tools.export_tiles import export_tiles
 from tools.moments import moment_option, resolve
 from tools.options import data_option, json_option, option
 from tools.output import print_json, print_pairs
 from tools.progress import counted
 
-FORMATS = ("jsonl",)
+FORMATS = ("jsonl", "tiles")
 WHATS = ("images", "events")
 STDOUT = "-"
 
@@ -79,11 +81,19 @@ def export(
     folder without one holds no complete export. Its projection_digest is over the state of all folders at the
     position, and does not depend on --what or --folder.
 
+    The format tiles is the whole log up to a signed checkpoint, as C2SP tlog-tiles: --to is the prefix that
+    verifiers are given, whoever they are. A second export adds what came since; --at needs the log's key.
+
     \b
     Examples:
+      imageledger export --format tiles --to /srv/www/log
       imageledger export --format jsonl --to ./friday --at 2026-11-20T18:00:00Z --what images --what events
       imageledger export --format jsonl --to - --folder standard-images | jq -r .name
     """
+    if format == "tiles":
+        _check_tiles(to, folder=folder, since=since, overwrite=overwrite)
+        export_tiles(data, Path(to), at=at, as_json=as_json)
+        return
     whats = tuple(dict.fromkeys(what))
     if to == STDOUT and len(whats) > 1:
         raise click.UsageError("--to - takes a single --what: give a folder for several")
@@ -109,6 +119,21 @@ def export(
         print_json(manifest)
     else:
         print_pairs(_pairs(manifest, path))
+
+
+def _check_tiles(to: str, *, folder: str | None, since: Moment | None, overwrite: bool) -> None:
+    """Raises UsageError for what makes no sense of a whole log."""
+    context = click.get_current_context()
+    given = {
+        "--to -": to == STDOUT,
+        "--what": context.get_parameter_source("what") is not ParameterSource.DEFAULT,
+        "--folder": folder is not None,
+        "--from": since is not None,
+        "--overwrite": overwrite,
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise click.UsageError(f"tiles are the whole log, in a folder that only grows: leave {name} out")
 
 
 def _position(log: LogReader, at: Moment | None) -> Position:

@@ -81,11 +81,19 @@ def watch(client: Client, since: Moment | None, as_json: bool) -> None:
       imageledger log watch --from 1200 --json | jq -c 'select(.type == "ImageDeleted")'
     """
     request = pb.WatchRequest(from_moment=moment_message(since))
-    printer = EventPrinter(as_json=as_json)
-    with while_read(client.close):
-        for answer in client.download(f"{HISTORY}/Watch", request, pb.WatchResponse):
-            printer.print(answer.events)
-            sys.stdout.flush()
+    printer, following = EventPrinter(as_json=as_json), 0
+    try:
+        with while_read(client.close):
+            for answer in client.download(f"{HISTORY}/Watch", request, pb.WatchResponse):
+                printer.print(answer.events)
+                sys.stdout.flush()
+                following = answer.next_position
+    except CommandFailed as error:
+        if not following:
+            raise
+        go_on = f"`imageledger log watch --from {following}` goes on where this ended"
+        remedy = go_on if error.remedy is None else f"{go_on}\n{error.remedy}"
+        raise CommandFailed(error.code, str(error), remedy=remedy) from error
 
 
 class EventPrinter:

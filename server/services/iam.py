@@ -28,7 +28,7 @@ class IamTokenService:
             f"{SERVICE}/CreateForServiceAccount": Rpc(
                 pb.CreateIamTokenForServiceAccountRequest, self.create_for_service_account
             ),
-            f"{SERVICE}/Revoke": Rpc(pb.RevokeIamTokenRequest, self.revoke),
+            f"{SERVICE}/Revoke": Rpc(pb.RevokeIamTokenRequest, self.revoke, reads=False),
         }
 
     async def create(self, call: Call, request: pb.CreateIamTokenRequest) -> bytes:

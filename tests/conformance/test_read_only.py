@@ -20,8 +20,10 @@ from server.gen.imageledger.v1 import (
 )
 from server.gen.yandex.cloud.compute.v1 import image_pb2
 from server.gen.yandex.cloud.compute.v1 import image_service_pb2 as pb
+from server.gen.yandex.cloud.iam.v1 import iam_token_service_pb2 as iam_pb
 from server.gen.yandex.cloud.operation import operation_pb2
 from server.gen.yandex.cloud.operation import operation_service_pb2 as operations_pb
+from tests.conformance.api import IAM
 from tests.harness import IMAGES, OPERATIONS, SOURCES, Client, Server, image_of, serving
 
 HISTORY = "imageledger.v1.HistoryService"
@@ -113,6 +115,7 @@ def test_status_says_so(client: Client, copy: Copy) -> None:
         pytest.param(IMAGES, "Update", pb.UpdateImageRequest(image_id="fd8x"), id="update"),
         pytest.param(IMAGES, "Delete", pb.DeleteImageRequest(image_id="fd8x"), id="delete"),
         pytest.param(SOURCES, "Remove", source_service_pb2.RemoveSourceRequest(source_id="x"), id="remove"),
+        pytest.param(IAM, "Revoke", iam_pb.RevokeIamTokenRequest(iam_token="il1.x.x"), id="revoke"),
         pytest.param(
             OPERATIONS, "Cancel", operations_pb.CancelOperationRequest(operation_id="x"), id="cancel"
         ),

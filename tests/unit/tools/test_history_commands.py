@@ -365,8 +365,24 @@ def test_a_watch_says_where_to_go_on_when_its_server_stops(
     server.stop()
     out, err = watch.communicate(timeout=30)
     assert (watch.returncode, out) == (1, b"")
-    said = f"error: UNAVAILABLE: The server is stopping: watch again from position {last['position'] + 1}"
-    assert err.decode().splitlines()[0] == said
+    following = last["position"] + 1
+    assert err.decode().splitlines()[:2] == [
+        f"error: UNAVAILABLE: The server is stopping: watch again from position {following}",
+        f"`imageledger log watch --from {following}` goes on where this ended",
+    ]
+
+
+def test_a_watch_whose_server_dies_says_it_too(imageledger: Run, spawn: Spawn, tmp_path: Path) -> None:
+    server = Server(tmp_path / "data").start()
+    watch = spawn("log", "watch", "--from", "2", "--json", endpoint=server.address)
+    *_, last = lines(imageledger("log", "show", "--json", endpoint=server.address))
+    while json.loads(watch.stdout.readline()) != last:
+        pass
+    server.kill()
+    out, err = watch.communicate(timeout=30)
+    assert (watch.returncode, out) == (1, b"")
+    assert err.startswith(b"error: UNAVAILABLE: ")
+    assert f"`imageledger log watch --from {last['position'] + 1}` goes on".encode() in err
 
 
 def test_a_watch_from_beyond_the_head(imageledger: Run) -> None:
