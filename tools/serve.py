@@ -164,7 +164,7 @@ def _as_given(option: click.Parameter, value: Any) -> tuple[Any, str]:
 @option(
     "--read-only",
     is_flag=True,
-    help="Serve a copy of a data directory: every read and history call, and no write. Nothing in it changes.",
+    help="Serve a copy of a data directory: every read and history call, and no write.",
 )
 @option(
     "--projection-dir",
