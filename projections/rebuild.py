@@ -57,19 +57,26 @@ class Before:
 
 
 def rebuild(
-    files: ProjectionFiles, log: LogReader, *, encode: Encode, on_progress: Progress = lambda done, head: None
+    files: ProjectionFiles,
+    log: LogReader,
+    *,
+    encode: Encode,
+    on_progress: Progress = lambda done, head: None,
+    on_built: Callable[[Path | None, Path], None] = lambda old, new: None,
 ) -> Rebuilt:
     """Build anew from the log and make it live; the server must not run.
 
-    The old one is caught up before its digest is taken: a difference means a wrong row, not a late one. An
-    old one that is not what the log says is kept. A defect of ours that shows in the old one is raised, once
-    the new one is live.
+    `on_built` is given the file that was live, whichever version made it, and the new one, before one of them
+    goes. The old one is caught up before its digest is taken: a difference means a wrong row, not a late
+    one. An old one that is not what the log says is kept. A defect of ours that shows in the old one is
+    raised, once the new one is live.
     """
     before = _before(files, log, encode=encode)
     started = time.monotonic()
     path = build(files, log, encode=encode, on_progress=on_progress)
     seconds = time.monotonic() - started
     after = digest_of(path, encode=encode)
+    on_built(_live(files), path)
     kept = before.path if before.is_wrong(after) else None
     files.make_current(path, keep=kept)
     files.remove_others(path)
@@ -78,6 +85,13 @@ def rebuild(
     return Rebuilt(
         log.head(), seconds, before.digest, after, before.damage, None if kept is None else str(kept)
     )
+
+
+def _live(files: ProjectionFiles) -> Path | None:
+    try:
+        return files.current()
+    except ProjectionRefused:
+        return None
 
 
 def _before(files: ProjectionFiles, log: LogReader, *, encode: Encode) -> Before:

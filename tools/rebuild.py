@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from eventstore.lock import DirectoryLock
 from eventstore.reader import LogReader
+from projections.damage import ProjectionDamaged
+from projections.explain import NotComparable, differences
 from projections.files import ProjectionFiles
 from projections.moments import format_time
 from projections.opening import Progress
@@ -23,8 +26,9 @@ from server.encode import image_frame
 from server.gen.imageledger.v1 import rebuild_service_pb2 as pb
 from tools.client import Client, client_options
 from tools.errors import CommandFailed
+from tools.events_json import changes_json, value_text
 from tools.options import data_option, json_option, option
-from tools.output import note, print_json, print_pairs
+from tools.output import note, print_json, print_pairs, shown
 from tools.progress import progress_bar
 
 REBUILD = "imageledger.v1.RebuildService/Rebuild"
@@ -44,10 +48,15 @@ STAGES = {
     is_flag=True,
     help="Make the projection of this version ahead of an upgrade, beside the older server.",
 )
+@option(
+    "--explain",
+    is_flag=True,
+    help="Say which answers the new projection gives otherwise than the old one, field by field.",
+)
 @data_option
 @json_option
 @client_options
-def rebuild(client: Client, online: bool, prepare: bool, data: Path, as_json: bool) -> None:
+def rebuild(client: Client, online: bool, prepare: bool, explain: bool, data: Path, as_json: bool) -> None:
     """Build the projections anew from the log, with the server stopped.
 
     The log is the truth and is only read; the projections are made of it. The new one is complete on disk
@@ -66,21 +75,32 @@ def rebuild(client: Client, online: bool, prepare: bool, data: Path, as_json: bo
       imageledger rebuild --data /var/lib/imageledger --json | jq -r .digest_after
       imageledger rebuild --online --endpoint 127.0.0.1:50051
       imageledger rebuild --prepare --data /var/lib/imageledger
+      imageledger rebuild --explain --data ./copy
     """
-    _check_usage(online=online, prepare=prepare)
+    _check_usage(online=online, prepare=prepare, explain=explain)
+    explained: list[dict[str, Any]] | None = [] if explain else None
     if online:
         rebuilt = _online(client)
     else:
-        rebuilt = _with_bar("prepare", data, _prepared) if prepare else _with_bar("rebuild", data, _offline)
+        work = _prepared if prepare else _offline(explained)
+        rebuilt = _with_bar("prepare" if prepare else "rebuild", data, work)
     if as_json:
-        print_json({name: value for name, value in asdict(rebuilt).items() if name not in EXTRA or value})
+        document = {name: value for name, value in asdict(rebuilt).items() if name not in EXTRA or value}
+        print_json(document if explained is None else {**document, "differences": explained})
     else:
         print_pairs(_pairs(rebuilt))
+        for line in explained_lines(explained):
+            print(line)
     _judge(rebuilt, is_live=not prepare)
 
 
-def _check_usage(*, online: bool, prepare: bool) -> None:
+def _check_usage(*, online: bool, prepare: bool, explain: bool) -> None:
     """Raises UsageError for options that contradict one another."""
+    if explain and (online or prepare):
+        raise click.UsageError(
+            "--explain compares the old projection with the new one where nobody is served: leave out"
+            f" {'--online' if online else '--prepare'}, and take a copy of the data directory"
+        )
     if online and prepare:
         raise click.UsageError(
             "--online asks a running server and --prepare works beside one: give one of them"
@@ -92,11 +112,46 @@ def _check_usage(*, online: bool, prepare: bool) -> None:
         )
 
 
-def _offline(data: Path, on_progress: Progress) -> Rebuilt:
-    with LogReader.open(data / "log.db") as log:
-        since = format_time(time.time_ns())
-        with DirectoryLock(data, command="imageledger rebuild", since=since):
-            return rebuild_projection(ProjectionFiles(data), log, encode=image_frame, on_progress=on_progress)
+def _offline(explained: list[dict[str, Any]] | None) -> Callable[[Path, Progress], Rebuilt]:
+    def on_built(old: Path | None, new: Path) -> None:
+        if explained is not None:
+            explained.extend(_explained(old, new))
+
+    def rebuilt(data: Path, on_progress: Progress) -> Rebuilt:
+        with LogReader.open(data / "log.db") as log:
+            since = format_time(time.time_ns())
+            with DirectoryLock(data, command="imageledger rebuild", since=since):
+                return rebuild_projection(
+                    ProjectionFiles(data), log, encode=image_frame, on_progress=on_progress, on_built=on_built
+                )
+
+    return rebuilt
+
+
+def _explained(old: Path | None, new: Path) -> Iterator[dict[str, Any]]:
+    if old is None:
+        note("there was no old projection to compare with")
+        return
+    try:
+        for found in differences(old, new):
+            yield {
+                "table": found.table,
+                "what": found.what,
+                "position": found.position,
+                "changes": changes_json(found.fields),
+            }
+    except (NotComparable, ProjectionDamaged) as error:
+        note(f"warning: {old.name} cannot be compared any further: {error}")
+
+
+def explained_lines(explained: list[dict[str, Any]] | None) -> Iterator[str]:
+    """For people: what differs, and how."""
+    for found in explained or ():
+        yield shown(f"@@ {found['table']} {found['what']} at position {found['position']}")
+        for change in found["changes"]:
+            yield f"   {change['field']}: {value_text(change['old'])} → {value_text(change['new'])}"
+    if explained == []:
+        yield "every answer is the same"
 
 
 def _prepared(data: Path, on_progress: Progress) -> Rebuilt:

@@ -786,3 +786,22 @@ def test_options_are_read_from_the_environment(
 @pytest.mark.parametrize("command", ["rebuild", "replay", "export"])
 def test_help_has_an_example(cli: Run, command: str) -> None:
     assert f"  imageledger {command} " in cli(command, "--help").out
+
+
+# rebuild --explain.
+
+
+def test_explain_says_which_answers_a_new_projection_gives_otherwise(data: Path, cli: Run) -> None:
+    same = cli("rebuild", "--data", data, "--explain")
+    assert same.out.splitlines()[-1] == "every answer is the same"
+    path = ProjectionFiles(data).current()
+    assert path is not None
+    connection = database.connect(path, access="write", synchronous="NORMAL")
+    since, image_id = connection.execute("SELECT max(since), image_id FROM family_latest").fetchone()
+    connection.execute("UPDATE family_latest SET image_id = 'other' WHERE since = ?", (since,))
+    connection.close()
+    ran = cli("rebuild", "--data", data, "--explain", "--json")
+    [found] = ran.json["differences"]
+    assert (found["table"], found["position"]) == ("family_latest", since)
+    assert found["changes"] == [{"field": "image_id", "old": "other", "new": image_id}]
+    assert cli("rebuild", "--data", data, "--explain", "--prepare").code == 2
