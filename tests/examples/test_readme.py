@@ -16,6 +16,10 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+# In the order of the README, each with what the ones before it have set.
+BLOCKS = ("first-five-minutes", "history", "proofs")
+
+
 def block(marker: str) -> str:
     found = re.search(rf"<!-- {marker} -->\n```sh\n(.*?)```", README, re.DOTALL)
     if found is None:
@@ -44,7 +48,7 @@ def test_the_first_five_minutes(tmp_path: Path) -> None:
     server = Server(work / "imageledger-data").start()
     try:
         shell = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block("first-five-minutes")],
+            ["bash", "-euo", "pipefail", "-c", "".join(map(block, BLOCKS))],
             cwd=work,
             env={
                 **os.environ,
@@ -64,6 +68,10 @@ def test_the_first_five_minutes(tmp_path: Path) -> None:
     assert "ImageUpdated" in shell.stdout
     assert "CVE-2026-1234" in shell.stdout
     assert (work / "snapshot" / "manifest.json").is_file()
+    assert "the first event after which the command fails" in shell.stdout
+    assert shell.stdout.count("proven     event") == 3
+    assert "kept checkpoints  1" in shell.stdout
+    assert (work / "tiles" / "checkpoint").is_file()
 
 
 def test_every_room_that_the_readme_names_has_a_readme() -> None:
@@ -92,7 +100,7 @@ def test_the_shell_examples_name_options_that_are_there() -> None:
                 sys.executable,
                 "-m",
                 "tools.cli",
-                *words[: 2 if words[0] in ("image", "source", "operation") else 1],
+                *words[: 2 if words[0] in ("image", "source", "operation", "history", "log") else 1],
                 "--help",
             ],
             capture_output=True,
