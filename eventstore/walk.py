@@ -109,8 +109,9 @@ class Walk:
         yield from self._column_findings(row, event)
         yield from self._order_findings(event)
 
-    def finish(self) -> Iterator[Finding]:
-        """What only the end of the log shows."""
+    def finish(self, *, until: int) -> Iterator[Finding]:
+        """What only the end of the log shows, which is at a position."""
+        yield from self.missing(until=until)
         yield from self._end_displaced(is_end=True)
 
     def _is_displaced(self, row: Row, event: Event, leaf_fault: str | None) -> bool:

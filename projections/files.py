@@ -116,7 +116,7 @@ class ProjectionFiles:
         )
 
     def remove(self, path: Path) -> None:
-        """Remove a file that was never live, with what SQLite keeps beside it."""
+        """Remove a file that is not live, with what SQLite keeps beside it."""
         there = set(self._names())
         self._remove(name for ending in SIDE_FILES if (name := path.name + ending) in there)
 

@@ -26,15 +26,14 @@ class Bounds:
     # with 2000 calls in flight no more than 29 were ever seen.
     arriving_max: int = 128
     arrival_s: float = 20
-    # Answers that their callers have not taken, with what a call costs beside its answer. Each of these bytes
-    # is in memory twice, once as ours and once as gRPC's.
-    untaken_bytes_max: int = 128 * MIB
-    # The time for an answer to be taken is this, and its size at the slowest rate.
+    # What answers hold until their callers have taken them, in all their copies.
+    untaken_bytes_max: int = 256 * MIB
+    # The time for an answer to be taken is this, and what it holds at the slowest rate.
     untaken_s: float = 120
-    taken_bytes_per_s_min: int = 16 * KIB
-    # The same while they fill more than half of their room: then the slowest make way.
+    taken_bytes_per_s_min: int = 32 * KIB
+    # The same while they hold more than half of what they may: then the slowest make way.
     make_way_s: float = 1
-    making_way_bytes_per_s_min: int = 256 * KIB
+    making_way_bytes_per_s_min: int = 512 * KIB
     # Calls of one connection that end unanswered; each half second forgets half of them. Giving up all of its
     # hundred streams at once is anybody's right.
     faults_max: int = 300

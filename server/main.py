@@ -71,6 +71,8 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_concurrent_streams", 100),
     # Else gRPC counts streams that are answered and not freed yet, and refuses callers who keep to the 100.
     ("grpc.http.overload_protection", 0),
+    # Else a stream may bring 4 MiB that nobody has asked for. A read asks for the rest of its message.
+    ("grpc.http2.bdp_probe", 0),
     # Go clients ping every 30 s, also without streams; the default minimum of 5 minutes sends them away.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),

@@ -53,11 +53,12 @@ class Replaced:
 
 @dataclass(frozen=True, slots=True)
 class _Taken:
-    """What the writer's thread leaves to be done: the projector before, closed when nobody reads its file."""
+    """What the writer's thread leaves to do: to close and remove the file before, once nobody reads it."""
 
     position: int
     pause_s: float
     before: Projector
+    path: Path
     unread: Future[None]
 
 
@@ -70,7 +71,7 @@ class Rebuilder:
         self._log_path = log_path
         self._work = Detached()
         self._rebuild: asyncio.Task[Replaced] | None = None
-        self._removal: asyncio.Task[None] | None = None
+        self._removals: set[asyncio.Task[None]] = set()
         self._is_replacing = False
         self._stopping = False
 
@@ -90,7 +91,8 @@ class Rebuilder:
 
     def give_up(self, rebuild: asyncio.Task[Replaced]) -> None:
         """End a rebuild that nobody waits for; one that is about to take over does so."""
-        if rebuild is self._rebuild and not self._is_replacing:
+        # Once, since it tidies up when it is cancelled.
+        if rebuild is self._rebuild and not self._is_replacing and not rebuild.cancelling():
             rebuild.cancel()
 
     async def stop(self) -> None:
@@ -98,11 +100,18 @@ class Rebuilder:
         self._stopping = True
         if self._rebuild is not None:
             self.give_up(self._rebuild)
-        if self._removal is not None:
-            self._removal.cancel()
+        for removal in self._removals:
+            removal.cancel()
         await self._work.wait(seconds_max=STOP_S_MAX)
 
     async def _run(self, tell: Tell) -> Replaced:
+        try:
+            return await self._build_and_replace(tell)
+        except OSError as error:
+            why = f"The new projection cannot be written, or not take over: {error}"
+            raise _refused("UNAVAILABLE", why, "PROJECTION_NOT_WRITTEN") from error
+
+    async def _build_and_replace(self, tell: Tell) -> Replaced:
         started = time.monotonic()
         await _in_thread(self._check_room)
         path = await _in_thread(self._live.files.reserve)
@@ -115,11 +124,10 @@ class Rebuilder:
             if not (self._is_replacing and isinstance(error, asyncio.CancelledError)):
                 with suppress(OSError):
                     await _in_thread(lambda: self._forget(path))
-            if isinstance(error, OSError):
-                why = f"The new projection cannot take over: {error}"
-                raise _refused("UNAVAILABLE", why, "PROJECTION_NOT_WRITTEN") from error
             raise
-        self._removal = self._work.start(self._remove_before(taken))
+        removal = self._work.start(self._end_of(taken, is_kept=kept is not None))
+        self._removals.add(removal)
+        removal.add_done_callback(self._removals.discard)
         seconds = round(time.monotonic() - started, 3)
         rebuilt = replace(rebuilt, seconds=seconds, kept=None if kept is None else str(kept))
         return Replaced(rebuilt, taken.position, taken.pause_s)
@@ -127,14 +135,14 @@ class Rebuilder:
     def _check_room(self) -> None:
         """Refuse what would fill the disk: it is the log's, too. Raises CallRefused."""
         path = self._live.path
-        sizes = [path.with_name(path.name + ending).stat().st_size for ending in ("", "-wal")]
+        needed = sum(entry.stat().st_size for entry in path.parent.glob(f"{path.name}*"))
         free = shutil.disk_usage(path.parent).free
-        if free < sum(sizes):
-            raise CallRefused(
-                StatusCode.RESOURCE_EXHAUSTED,
-                f"A second projection needs {sum(sizes)} bytes beside this one, and {free} are free:"
+        if free < needed:
+            raise _refused(
+                "RESOURCE_EXHAUSTED",
+                f"A second projection needs {needed} bytes beside this one, and {free} are free:"
                 " free some space on its disk, and try again",
-                reason="DISK_LOW",
+                "DISK_LOW",
             )
 
     async def _build(self, path: Path, tell: Tell) -> Rebuilt:
@@ -164,8 +172,9 @@ class Rebuilder:
 
         def take_over(before: Projector, head: Position) -> Projector:
             began = time.monotonic()
+            before_path = self._live.path
             projector, unread = self._live.move_to(path, head, keep=kept, loop=loop)
-            taken.append(_Taken(head, time.monotonic() - began, before, unread))
+            taken.append(_Taken(head, time.monotonic() - began, before, before_path, unread))
             return projector
 
         await self._writer.switch(Switch(take_over))
@@ -183,13 +192,15 @@ class Rebuilder:
             files.make_current(self._live.path)
         files.remove(path)
 
-    async def _remove_before(self, taken: _Taken) -> None:
+    async def _end_of(self, taken: _Taken, *, is_kept: bool) -> None:
+        """That file alone is removed: by the time nobody reads it, the next one may be being built."""
         try:
             await asyncio.wrap_future(taken.unread)
         finally:
             # The last connection that could write: it leaves nothing in the write-ahead log.
             await _in_thread(taken.before.close)
-        await _in_thread(lambda: self._live.files.remove_others(self._live.path))
+        if not is_kept:
+            await _in_thread(lambda: self._live.files.remove(taken.path))
 
 
 @asynccontextmanager

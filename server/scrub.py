@@ -18,8 +18,18 @@ from grpc import StatusCode
 
 from eventstore import database
 from eventstore.audit import LogAudit, OnRead
-from eventstore.errors import EnvelopeTooNew, EventStoreError
+from eventstore.checkpoint import KeptCheckpoint
+from eventstore.errors import (
+    EnvelopeTooNew,
+    EventStoreError,
+    LogCorrupt,
+    LogUnreadable,
+    NoSuchPosition,
+)
 from eventstore.finding import EDIT, TRUNCATION, Finding
+from eventstore.lineage import lineage
+from eventstore.reader import LogReader
+from eventstore.verify import SIGNATURE, checkpoint_findings
 from projections.audit import PROJECTION, REMEDY, ProjectionAudit
 from projections.audit_blobs import BlobReference, blob_references
 from projections.audit_tables import TablesAudit
@@ -35,7 +45,8 @@ BLOB = "BLOB"
 FINDINGS_MAX = 1000
 TOLD_S = 0.2
 ATTEMPTS_MAX = 5
-LOOK_BYTES = 4096  # What looking at a file costs, about.
+LOOK_BYTES = 4096  # What looking at a file, or at a checkpoint, costs, about.
+PAGE_CHECKPOINTS = 20
 
 Part = Literal["LOG", "LOG_INDEXES", "PROJECTION", "PROJECTION_INDEXES", "BLOBS"]
 
@@ -85,7 +96,10 @@ class Scrub:
         self._counted = 0
 
     def run(self) -> Checked:
-        """What was read, when all was. Raises CallRefused, EnvelopeTooNew, and what `pace` raises."""
+        """What was read, when all was. Raises CallRefused, EnvelopeTooNew, and what `pace` raises.
+
+        Checkpoints are asked for apart: whoever has some of elsewhere, too, compares all of them at once.
+        """
         self.read_log()
         for _ in range(ATTEMPTS_MAX):
             with suppress(_Replaced):
@@ -115,6 +129,17 @@ class Scrub:
         except EventStoreError as error:
             self._say("LOG", Finding(EDIT, None, f"log.db: {getattr(error, 'reason', error)}"))
         return self._checked
+
+    def check_checkpoints(self) -> None:
+        """Hold the log to each of the checkpoints that it keeps itself."""
+        try:
+            with _PacedLog.open(self._log_path) as log:
+                log.pace = self._pace
+                self._report("LOG", checkpoint_findings(log, (), lineage(log).verifiers))
+        except (LogCorrupt, LogUnreadable, NoSuchPosition):
+            return  # Told of each event.
+        except EventStoreError as error:
+            self._say("LOG", Finding(SIGNATURE, None, f"log.db: its checkpoints cannot be checked: {error}"))
 
     def _projection(self) -> None:
         path = self._live()
@@ -232,6 +257,17 @@ class Scrub:
         if is_last or part != self._told or now - self._told_at >= TOLD_S:
             self._told, self._told_at = part, now
             self._listener.progress(part, done, total)
+
+
+class _PacedLog(LogReader):
+    """A log whose checkpoints come a few at a time: checking a signature takes a while, too."""
+
+    pace: Pace
+
+    def checkpoints(self, *, after: int = 0, limit: int = PAGE_CHECKPOINTS) -> list[KeptCheckpoint]:
+        found = super().checkpoints(after=after, limit=limit)
+        self.pace.took(len(found) * LOOK_BYTES)
+        return found
 
 
 def _connected(path: Path) -> database.Connection:

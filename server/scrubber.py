@@ -83,7 +83,11 @@ class Scrubber:
         self._thread.shutdown()
 
     async def _run(self, scrub: Scrub) -> Checked:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, scrub.run)
+        def run() -> Checked:
+            scrub.check_checkpoints()
+            return scrub.run()
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
 
 
 class _InLoop:

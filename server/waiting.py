@@ -28,6 +28,9 @@ from server.status import CallRefused
 LOOK_S = 0.5
 # What gRPC and we keep for a call whose answer is not taken, beside the answer.
 CALL_BYTES = 25 * KIB
+# How often an answer is in memory until it is taken: as our bytes and as gRPC's. A stream also has what it made
+# its message of.
+COPIES, STREAMED_COPIES = 2, 3
 # Only a larger answer is refused for want of room: a write's never is, for its caller must hear of it.
 SMALL_BYTES = 64 * KIB
 
@@ -59,9 +62,9 @@ class Waiting(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # Generic in t
         self._served: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         # Requests that are not whole, and since when; the oldest comes first.
         self._arriving: dict[ServicerContext, float] = {}
-        # The calls whose requests are; with the bytes of the answer that gRPC has, if it has one.
+        # The calls whose requests are; with the bytes that the answer of each holds, once gRPC has it.
         self._calls: dict[ServicerContext, int | None] = {}
-        self._given_bytes = 0
+        self._held_bytes = 0
         # Which of them waited when we last looked, and since which look.
         self._untaken: dict[ServicerContext, float] = {}
         # Calls of each peer that ended unanswered; each look halves them.
@@ -112,7 +115,7 @@ class Waiting(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # Generic in t
             self._connections_ended = 0
 
     def _overdue(self, now: float) -> list[ServicerContext]:
-        """Those that have waited longer than their size allows, or that must make way."""
+        """Those that have waited longer than what they hold allows, or that must make way."""
         bounds = self._bounds
         held = {context: self._calls[context] or 0 for context in self._untaken}
         is_full = sum(held.values()) + len(held) * CALL_BYTES > bounds.untaken_bytes_max // 2
@@ -142,7 +145,7 @@ class Waiting(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # Generic in t
             except asyncio.CancelledError:
                 self._fault(context)
                 raise
-            if self._gives(context, len(answer)):
+            if self._gives(context, len(answer), copies=COPIES):
                 return answer
             del answer  # Refusing takes its time, and this is what there is no room for.
             return await self._refuse_for_room(name, context)
@@ -155,7 +158,7 @@ class Waiting(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # Generic in t
             self._begin(context)
             async with aclosing(run(raw, context)) as answers:
                 async for answer in answers:
-                    if not self._gives(context, len(answer)):
+                    if not self._gives(context, len(answer), copies=STREAMED_COPIES):
                         del answer
                         break
                     yield answer
@@ -211,24 +214,25 @@ class Waiting(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # Generic in t
         self._calls[context] = None
         context.add_done_callback(self._end)
 
-    def _gives(self, context: ServicerContext, size_bytes: int) -> bool:
+    def _gives(self, context: ServicerContext, size_bytes: int, *, copies: int) -> bool:
         """Whether there is room for the answer, which is counted as not taken from now on."""
-        if size_bytes > SMALL_BYTES and self._given_bytes + size_bytes > self._bounds.untaken_bytes_max:
+        held_bytes = size_bytes * copies
+        if size_bytes > SMALL_BYTES and self._held_bytes + held_bytes > self._bounds.untaken_bytes_max:
             return False
-        self._calls[context] = size_bytes
-        self._given_bytes += size_bytes
+        self._calls[context] = held_bytes
+        self._held_bytes += held_bytes
         return True
 
     async def _refuse_for_room(self, name: str, context: ServicerContext) -> bytes:
         return await refuse(Call(name, context), _no_room(self._bounds.untaken_bytes_max))
 
     def _taken(self, context: ServicerContext) -> None:
-        self._given_bytes -= self._calls[context] or 0
+        self._held_bytes -= self._calls[context] or 0
         self._calls[context] = None
         self._untaken.pop(context, None)
 
     def _end(self, context: ServicerContext) -> None:
-        self._given_bytes -= self._calls.pop(context) or 0
+        self._held_bytes -= self._calls.pop(context) or 0
         self._untaken.pop(context, None)
 
     def _fault(self, context: ServicerContext) -> None:
@@ -264,7 +268,7 @@ def _too_many(limit: int) -> CallRefused:
 def _no_room(limit_bytes: int) -> CallRefused:
     return CallRefused(
         StatusCode.RESOURCE_EXHAUSTED,
-        f"The limit on bytes of answers that are not taken has exceeded: {limit_bytes}",
+        f"The limit on bytes that answers hold until they are taken has exceeded: {limit_bytes}",
         reason="TOO_MANY_UNTAKEN",
         retry_after_ms=RETRY_AFTER_MS,
     )

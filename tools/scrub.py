@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from typing import Any
 
 import click
 
@@ -13,7 +11,7 @@ from tools.client import Client, client_options
 from tools.errors import CommandFailed
 from tools.options import json_option, option
 from tools.output import note, print_json, print_pairs, shown, size_text
-from tools.progress import Progress, count_line, progress_bar
+from tools.progress import Bars
 
 SERVICE = "imageledger.v1.ScrubService"
 MIB = 1024 * 1024
@@ -65,10 +63,11 @@ def scrub(client: Client, rate: int, as_json: bool) -> int:
 def _scrubbed(client: Client, rate: int, findings: list[pb.ScrubFinding]) -> pb.ScrubChecked:
     """What was read; findings are told as they come, and added to the list."""
     request = pb.ScrubRequest(bytes_per_second=rate * MIB)
-    with _Bars() as bars:
+    with Bars() as bars:
         for said in client.download(f"{SERVICE}/Scrub", request, pb.ScrubResponse):
             if said.HasField("progress"):
-                bars.show(said.progress)
+                part, done, total = said.progress.part, said.progress.done, said.progress.total
+                bars.show(LABELS[part], done, total, is_bytes=part == pb.BLOBS)
             elif said.HasField("finding"):
                 findings.append(said.finding)
                 bars.close()
@@ -119,44 +118,3 @@ def _pairs(checked: pb.ScrubChecked, findings: list[pb.ScrubFinding]) -> list[tu
         ("unused blobs", unused if checked.unused_blobs else ""),
         ("findings", f"{len(findings)}{', and no further ones were looked for' if checked.gave_up else ''}"),
     ]
-
-
-class _Bars:
-    """A line on the terminal for each part, one after the other."""
-
-    def __init__(self) -> None:
-        self._stack = ExitStack()
-        self._part = pb.SCRUB_PART_UNSPECIFIED
-        self._move: Callable[[int], None] = lambda done: None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def show(self, progress: pb.ScrubProgress) -> None:
-        if progress.part != self._part:
-            self.close()
-            self._part = progress.part
-            self._move = self._stack.enter_context(_bar(progress))
-        self._move(progress.done)
-
-    def close(self) -> None:
-        """End the line, for another part or because something else is to be printed."""
-        self._part = pb.SCRUB_PART_UNSPECIFIED
-        self._stack.close()
-
-
-@contextmanager
-def _bar(progress: pb.ScrubProgress) -> Iterator[Callable[[int], None]]:
-    label = LABELS[progress.part]
-    if progress.part == pb.BLOBS:
-        with Progress(label, total_bytes=progress.total) as shown_bytes:
-            yield shown_bytes.show
-    elif progress.total:
-        with progress_bar(label, length=progress.total) as move:
-            yield move
-    else:
-        with count_line(label) as move:
-            yield move

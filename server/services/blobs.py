@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import aclosing
 from itertools import islice
 from typing import TypeVar
 
@@ -15,12 +16,14 @@ from projections.queries import Queries
 from server.blobs import BlobDamaged, BlobMissing, BlobStore
 from server.call import Call
 from server.gen.imageledger.v1 import blob_service_pb2 as pb
-from server.handlers import Rpc
+from server.handlers import RETRY_AFTER_MS, Rpc
 from server.moments import Moments
 from server.status import CallRefused
 
 SERVICE = "imageledger.v1.BlobService"
 VERIFY_CHUNKS = 64  # 16 MiB.
+# Each has a file open, and a chunk of it in memory.
+DOWNLOADS_MAX = 256
 Done = TypeVar("Done")
 
 
@@ -30,6 +33,7 @@ class BlobService:
         self._moments = moments
         self._blobs = blobs
         self._threads = threads
+        self._downloads = 0
 
     def rpcs(self) -> dict[str, Rpc]:
         return {
@@ -38,6 +42,22 @@ class BlobService:
         }
 
     async def read(self, call: Call, request: pb.ReadBlobRequest) -> AsyncIterator[bytes]:
+        if self._downloads >= DOWNLOADS_MAX:
+            raise CallRefused(
+                StatusCode.RESOURCE_EXHAUSTED,
+                f"The limit on downloads at once has exceeded: {DOWNLOADS_MAX}",
+                reason="TOO_MANY_DOWNLOADS",
+                retry_after_ms=RETRY_AFTER_MS,
+            )
+        self._downloads += 1
+        try:
+            async with aclosing(self._read(call, request)) as parts:
+                async for part in parts:
+                    yield part
+        finally:
+            self._downloads -= 1
+
+    async def _read(self, call: Call, request: pb.ReadBlobRequest) -> AsyncGenerator[bytes]:
         image = await self._image(call, request.image_id)
         if request.offset > image["storage_size"]:
             raise CallRefused(

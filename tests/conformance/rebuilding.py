@@ -1,7 +1,8 @@
 """`imageledger` whose online rebuilds end or wait where a test says: python rebuilding.py HOOK serve …
 
 The child that waits writes its pid into the file `child` beside the data directory, and goes on once somebody
-has opened the FIFO `go` there. The other hooks end the server by SIGKILL, or let a step fail.
+has written to the FIFO `go` there; so does a list of folder `slow`, with the FIFO `read`. The other hooks end
+the server by SIGKILL, or let a step fail.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 from eventstore import database
 from projections import build
 from projections.files import ProjectionFiles
+from projections.queries import Queries
 from server import live, rebuild_child, rebuilder
 from server.live import LiveProjection
 from server.rebuilder import Rebuilder
@@ -74,6 +76,19 @@ def wait(data: Path) -> None:
     after(build, "build_rows", waiting)
 
 
+def read_slowly() -> None:
+    """In the server: a question that is under way until a test lets it end."""
+    images = Queries.images
+
+    def waiting(self: Queries, folder_id: str, **asked: Any) -> Any:
+        if folder_id == "slow":
+            data = Path(sys.argv[sys.argv.index("--data") + 1])
+            (data.parent / "read").read_bytes()
+        return images(self, folder_id, **asked)
+
+    Queries.images = waiting  # type: ignore[method-assign]
+
+
 SERVER: dict[str, Callable[[], None]] = {
     "reserved": lambda: after(ProjectionFiles, "reserve", die),
     "compared": lambda: instead(Rebuilder, "_replace", die),
@@ -82,8 +97,9 @@ SERVER: dict[str, Callable[[], None]] = {
     "after-rename": lambda: taking_over(database, "fsync_directory", die),
     "named": lambda: instead(LiveProjection, "_move_readers", die),
     "moved": lambda: after(LiveProjection, "_move_readers", die),
-    "removing": lambda: instead(Rebuilder, "_remove_before", die),
+    "removing": lambda: instead(Rebuilder, "_end_of", die),
     "rename-fails": lambda: taking_over(Path, "replace", fail),
+    "slow": read_slowly,
     "sync-fails": lambda: taking_over(database, "fsync_directory", fail),
 }
 
@@ -95,6 +111,7 @@ def _short() -> None:
 
 CHILD: dict[str, Callable[[Path], None]] = {
     "wait": wait,
+    "slow": lambda data: wait(data) if (data.parent / "hold").exists() else None,
     "short": lambda data: _short(),
     "other": lambda data: instead(rebuild_child, "identity", lambda: ("99", "00")),
     "broken": lambda data: instead(rebuild_child, "follow", lambda *_, **__: 1 // 0),

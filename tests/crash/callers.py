@@ -24,7 +24,7 @@ class Over(Exception):
 class Place:
     """Where the server is now, and whether the callers shall go on."""
 
-    address: str
+    address: str = ""
     # Counted, because a new server may happen to get the old one's port.
     moves: int = 0
     is_over: bool = False

@@ -33,7 +33,7 @@ from tests.harness import STATUS, Server, image_of
 
 HEALTH = "grpc.health.v1.Health"
 FOLDER = "folder"
-BLOB_GRACE_S = 0.2
+BLOB_GRACE_S = 0.05
 THREADS = 512
 UNKNOWN = "OUTCOME_UNKNOWN"
 # What a caller may be told when the disk fails, and what the text must then say.

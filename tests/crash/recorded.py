@@ -73,7 +73,7 @@ class Told:
 class Book:
     """What all clients have seen so far, and what they need to ask for more."""
 
-    disk_id: str
+    disk_id: str = ""
     seen: list[Seen] = field(default_factory=list)
     ids: dict[str, str] = field(default_factory=dict)
     living: dict[str, list[str]] = field(default_factory=lambda: {folder: [] for folder in FOLDERS})
@@ -216,8 +216,8 @@ class Recording(Caller):
             except grpc.RpcError as error:
                 if error.code() not in UNKNOWN:
                     raise
-            is_given_up = self.choices.random() < 0.3 and self.book.gives_up(folder)
-            self.follow()
+                is_given_up = self.choices.random() < 0.3 and self.book.gives_up(folder)
+                self.follow()
             if is_given_up:
                 self.book.add(Seen(folder, Call(asked, invoked), key=key))
                 return

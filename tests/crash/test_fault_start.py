@@ -28,7 +28,6 @@ NEW = [
 USED = [
     # SQLite then opens it for reading.
     Fault("create", "*/data/log.db", EIO),
-    Fault("create", "*/data/log.db-wal", EIO),
     Fault("create", "*/data/projections-*.db-wal", EIO),
     Fault("write", "*/data/log.db-wal", ENOSPC),
     Fault("fsync", "*/data/log.db-wal", EIO),

@@ -87,12 +87,16 @@ class Run:
     def __init__(self, data: Path, seed: int, *, program: Sequence[str] = Server.program) -> None:
         self.server = Server(data)
         self.server.program = program
-        self.server.start()
-        self.place = Place(self.server.address)
-        with Client(self.server.address) as client:
-            self.book = Book(client.disk("sources"))
+        self.place = Place()
+        self.book = Book()
         self.seed = seed
         self.callers: list[Caller] = []
+
+    def start(self) -> None:
+        self.server.start()
+        self.place.move_to(self.server.address)
+        with Client(self.server.address) as client:
+            self.book.disk_id = client.disk("sources")
 
     def begin(self, kind: type[Recording], count: int) -> None:
         for number in range(count):
@@ -149,6 +153,7 @@ def recorded(data: Path, *, kills: int, more: int = 300, program: Sequence[str] 
     choices = random.Random(seed)
     run = Run(data, seed, program=program)
     try:
+        run.start()
         run.begin(Present, PRESENT)
         run.begin(Past, PAST)
         run.begin(JustNow, JUST_NOW)
@@ -282,6 +287,7 @@ def test_an_answer_about_the_past_stands_when_the_clock_goes_back(
 ) -> None:
     run = Run(tmp_path / "data", seed=0)
     try:
+        run.start()
         client = Recording(run.place, run.book, "client", 0)
         client.write("a", Create("before", "one", "web"))
         just_now = format_time(time.time_ns())

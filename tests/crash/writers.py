@@ -73,8 +73,8 @@ class Keyed(Caller):
             except grpc.RpcError as error:
                 if error.code() not in UNKNOWN:
                     raise AssertionError(f"it was refused: {error.details()}") from error
-            self.asked_again += 1
-            self.follow()
+                self.asked_again += 1
+                self.follow()
 
     def told(self, operation: operation_pb2.Operation) -> None:
         if operation.done:

@@ -78,7 +78,7 @@ class Context:
 
 
 class Server:
-    """What is tested, with its clock, whom it cut, and an rpc that answers with as many bytes as are wanted."""
+    """What is tested: its clock, whom it cut, and an rpc that answers with as many bytes as are wanted."""
 
     def __init__(self, folder: Path) -> None:
         self.now = 1000.0

@@ -304,3 +304,9 @@ def test_a_message_ends_before_clients_stop_reading_and_the_next_one_goes_on(
 def one_page(log: LogSearch, after: int) -> tuple[bytes, int]:
     queries: Any = None  # Events are the log's own.
     return history._events(queries, log, EVERYTHING, after, 9)
+
+
+def test_a_stop_waits_for_no_watch() -> None:
+    """It would wait for half a minute, which the wire cannot tell from a slow machine."""
+    rpcs = object.__new__(history.HistoryService).rpcs()
+    assert [name.rpartition("/")[2] for name, rpc in rpcs.items() if rpc.stays] == ["Watch"]

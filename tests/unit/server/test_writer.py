@@ -414,10 +414,10 @@ def test_a_full_disk_fails_the_batch_as_full_and_writes_nothing(rig: Rig) -> Non
 
     *failed, after = asyncio.run(main())
     assert {type(one) for one in failed} == {AppendFailed}
-    assert refused_with(failed[0]) == (
-        StatusCode.RESOURCE_EXHAUSTED,
-        "The write was refused and left nothing: database or disk is full;"
-        " free some space on its disk, and try again",
+    code, message = refused_with(failed[0])
+    assert code is StatusCode.RESOURCE_EXHAUSTED
+    assert message.startswith(
+        "The write was refused and left nothing: database or disk is full; free some space"
     )
     assert_goes_on(rig, after)
 
@@ -454,9 +454,10 @@ def test_an_unknown_outcome_that_was_lost_is_answered_as_not_written(rig: Rig) -
     rig.log.fault = "lost"
     [failed, [after]] = rig.run([new(1), new(2)], [new(3)])
     for one in failed:
-        assert refused_with(one) == (
-            StatusCode.UNAVAILABLE,
-            "The write failed and left nothing: COMMIT failed: disk I/O error; try again, and look at its disk",
+        code, message = refused_with(one)
+        assert code is StatusCode.UNAVAILABLE
+        assert message.startswith(
+            "The write failed and left nothing: COMMIT failed: disk I/O error; try again"
         )
     assert_goes_on(rig, after)
 

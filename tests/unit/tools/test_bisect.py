@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from server.gen.yandex.cloud.compute.v1 import image_service_pb2
 from server.gen.yandex.cloud.operation import operation_pb2
 from tests.harness import IMAGES, Client
-from tests.unit.tools.conftest import Run
+from tests.unit.tools.conftest import Run, Spawn
 from tests.unit.tools.test_client_commands import document, first_line, folder, image
 from tools.bisect import Open, Verdict, first_bad
 
@@ -85,7 +85,7 @@ LABELS = "labels = state['images'][0].get('labels', {})\n"
 
 
 def test_the_event_is_found_with_who_did_it_and_what_it_changed(
-    imageledger: Run, folder: str, image: str, broken: list[int], tmp_path: Path
+    imageledger: Run, spawn: Spawn, folder: str, image: str, broken: list[int], tmp_path: Path
 ) -> None:
     # It says what it was asked, and what it got, in a file of its own.
     asked = tmp_path / "asked"
@@ -118,6 +118,11 @@ def test_the_event_is_found_with_who_did_it_and_what_it_changed(
     for state in states:
         listed = imageledger("image", "list", "--folder", folder, "--as-of", str(state["position"]), "--json")
         assert state["images"] == [json.loads(line) for line in listed.out.splitlines()]
+
+    process = spawn("history", "bisect", *arguments, "--json")
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, json.loads(out)) == (0, found)
+    assert b"to stderr" in err
 
     text_answer = imageledger("history", "bisect", *arguments)
     assert text_answer.code == 0
