@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -16,8 +15,6 @@ from eventstore.reader import LogReader
 CHECKPOINT_KEY_ADDED: Final = "CheckpointKeyAdded"
 
 LOG_RESTORED: Final = "LogRestored"
-
-_PAGE_EVENTS: Final = 1000
 
 _SCHEMA: Final = 1
 
@@ -54,11 +51,16 @@ class Lineage:
 
 
 def lineage(log: LogReader) -> Lineage:
-    """What the log says of itself. It has one event a start of the server to read. Raises LogCorrupt,
-    SchemaTooNew."""
+    """What the log says of itself. Raises LogCorrupt, SchemaTooNew.
+
+    Its stream has an event for each start of a server, of which only these are read: damage in another one
+    is no reason to trust the log's keys less.
+    """
     added: list[tuple[Position, Verifier]] = []
     restored: list[Restored] = []
-    for event in _own_events(log):
+    for event in log.events_of_types(LOG_STREAM, CHECKPOINT_KEY_ADDED, LOG_RESTORED):
+        if event.schema > _SCHEMA:
+            raise SchemaTooNew(event.type, event.schema, _SCHEMA, event.position)
         if event.type == CHECKPOINT_KEY_ADDED:
             added.append((event.position, _added_key(event, log.log_id)))
         elif event.type == LOG_RESTORED and "root" in event.data:
@@ -67,18 +69,6 @@ def lineage(log: LogReader) -> Lineage:
     # Not strict: without a key there is no last one, either.
     keys = (LogKey(verifier, since, until) for (since, verifier), until in zip(added, untils, strict=False))
     return Lineage(tuple(keys), tuple(restored))
-
-
-def _own_events(log: LogReader) -> Iterator[Event]:
-    """Those of the log's own stream that are told of here, of the schema that is known here."""
-    after = 0
-    while events := log.events_of_stream(LOG_STREAM, after=after, limit=_PAGE_EVENTS):
-        for event in events:
-            if event.type in (CHECKPOINT_KEY_ADDED, LOG_RESTORED):
-                if event.schema > _SCHEMA:
-                    raise SchemaTooNew(event.type, event.schema, _SCHEMA, event.position)
-                yield event
-        after = events[-1].position
 
 
 def _added_key(event: Event, log_id: str) -> Verifier:

@@ -175,6 +175,19 @@ class LogReader:
             raise LogCorrupt(None, f"stream {stream} lacks a version from {first} to {last}")
         return events
 
+    def events_of_types(self, stream: str, first: str, second: str) -> list[Event]:
+        """The events of two types in a stream, in order. All of it is searched, and no other event read.
+
+        Each is checked to be one of them. One that a damaged index or column does not name is left out
+        unnoticed: only a walk through all events finds that.
+        """
+        events = self._events(_OF_TYPES, {"stream": stream, "first": first, "second": second})
+        for event in events:
+            _check_in_stream(event, stream, event.version)
+            if event.type not in (first, second):
+                raise wrong_index(event.position, "type", f"{first} or {second}", event.type)
+        return events
+
     def stream_version(self, stream: str) -> Version:
         """The last version of a stream, 0 for one without events."""
         rows = self._rows(_LAST_OF_STREAM, {"stream": stream})
@@ -439,6 +452,17 @@ SELECT
 FROM event
 WHERE stream = :stream
     AND version BETWEEN :first AND :last
+ORDER BY version
+"""
+
+_OF_TYPES = """
+SELECT
+    position,
+    body,
+    substr(hashes, 1, 32)
+FROM event
+WHERE stream = :stream
+    AND type IN (:first, :second)
 ORDER BY version
 """
 

@@ -194,8 +194,8 @@ def _check_gaps(records: list[Record], after: int, end: int, limit: int) -> None
 
 _BETWEEN: Final = "position > :after AND position <= :until"
 
-# Each way to go: the index, which is named since other ways tempt SQLite, the conditions, and the order of the
-# index, which is that of positions, too.
+# Each way to go: the index, which is named since other ways tempt SQLite, the conditions, and the order of
+# the index, which is that of positions, too.
 _WAYS: Final = {
     "operation": (
         "INDEXED BY event_by_operation",

@@ -12,7 +12,7 @@ than a page takes.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -155,35 +155,33 @@ class ProjectionAudit:
     """One pass over a projection that has applied `at`; what is written meanwhile is not its concern."""
 
     def __init__(self, connection: Connection, log: LogReader, *, encode: Encode) -> None:
-        """Raises RowDamaged where the file does not say how far it has come; and Error."""
+        """Raises ProjectionDamaged for a file of another log, or without its applied position; and Error."""
         self.connection = connection
         self.log = log
         self._encode = encode
         self._applied = applied(connection)
         self.at = int(self._applied[1])
+        with suppress(LogCorrupt):  # Told of the log.
+            if self._applied[0] != log.log_id:
+                raise ProjectionDamaged(f"it is of log {self._applied[0]}, the log is {log.log_id}")
         # How many answers of families the log made; None where an event or a version could not be read.
         self.answers: int | None = 0
         self._changed: dict[str, int] = {}
 
     def findings(self, *, on_read: OnRead) -> Findings:
         """What is wrong with the rows that events up to `at` left. `on_read` hears of positions."""
-        yield from self._identity_findings()
+        yield from self._end_of_log_findings()
         with closing(ReadyFamilies()) as families:
             for first in range(1, self.at + 1, PAGE_EVENTS):
                 last = min(first + PAGE_EVENTS - 1, self.at)
                 size_bytes = yield from self._page_findings(families, first, last)
                 on_read(last, size_bytes)
 
-    def _identity_findings(self) -> Findings:
-        log_id, position, leaf = self._applied[:3]
-        if log_id != self.log.log_id:
-            yield finding(position, f"it is of log {log_id}, the log is {self.log.log_id}")
-            return
-        try:
-            if position and self.log.leaf(Position(position)) != leaf:
-                yield finding(position, "the event there is another one than was applied")
-        except LogCorrupt:
-            return  # Told of the log.
+    def _end_of_log_findings(self) -> Findings:
+        """Whether the event that was applied last is still the log's."""
+        with suppress(LogCorrupt, NoSuchPosition):  # Told of the log.
+            if self.at and self.log.leaf(Position(self.at)) != self._applied[2]:
+                yield finding(self.at, "the event there is another one than was applied")
 
     def _page_findings(self, families: ReadyFamilies, first: int, last: int) -> Generator[Finding, None, int]:
         """The events of a page and their rows; gives about how many bytes they took."""

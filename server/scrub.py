@@ -155,7 +155,8 @@ class Scrub:
         except EventStoreError:
             return  # Of the log, which was told.
         except (ProjectionDamaged, *database.READ_ERRORS) as error:
-            self._say("PROJECTION", Finding(PROJECTION, None, f"{path.name}: {error}", REMEDY))
+            what = getattr(error, "what", error)
+            self._say("PROJECTION", Finding(PROJECTION, None, f"{path.name}: {what}", REMEDY))
 
     def _check_ends(self, applied: int, head: int) -> None:
         if 0 < head < applied:

@@ -95,7 +95,9 @@ def _checked(path: Path, said: Lineage, log_id: str | None) -> Signer:
         )
     if signer.name != log_id:
         raise KeyFileRefused(
-            path, f"is the key of log {signer.name}, and this is {log_id}", "give the key of this log"
+            path,
+            f"is the key of log {signer.name}, and this is {log_id}",
+            "put that log back, or give the key of this log",
         )
     for key in said.keys[:-1]:
         if key.verifier == signer.verifier and signer.verifier != newest_key(said):

@@ -28,8 +28,8 @@ from server.status import CallRefused
 LOOK_S = 0.5
 # What gRPC and we keep for a call whose answer is not taken, beside the answer.
 CALL_BYTES = 25 * KIB
-# How often an answer is in memory until it is taken: as our bytes and as gRPC's. A stream also has what it made
-# its message of.
+# How often an answer is in memory until it is taken: as our bytes and as gRPC's. A stream keeps what it made
+# its message of, too.
 COPIES, STREAMED_COPIES = 2, 3
 # Only a larger answer is refused for want of room: a write's never is, for its caller must hear of it.
 SMALL_BYTES = 64 * KIB

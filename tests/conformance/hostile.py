@@ -108,17 +108,20 @@ class Connection:
         self._data(stream, framed(message), wire.END_STREAM)
         return stream
 
-    def push(self, stream: int, sent: bytes) -> bool:
-        """Whether all of it was sent, as flow control allows, before the server ended the stream."""
+    def push(self, stream: int, sent: bytes, *, wait_s: float = 2) -> bool:
+        """Whether all of it was sent, as flow control allows, before the server ended the stream.
+
+        `wait_s` is how long a window that is used up is waited for.
+        """
         while sent:
             self.pump()
             if self.closed or self.stalled or stream in self.ended:
                 return False
-            size = min(self._window, self._windows[stream], FRAME_BYTES_MAX, len(sent))
+            size = min(self._may_send(stream), FRAME_BYTES_MAX, len(sent))
             if size > 0:
                 self._data(stream, sent[:size], 0)
                 sent = sent[size:]
-            elif not self._until(lambda: min(self._window, self._windows[stream]) > 0, 2):
+            elif not self._until(lambda: self._may_send(stream) or stream in self.ended, wait_s):
                 return False
         return True
 
@@ -153,6 +156,9 @@ class Connection:
         while not holds() and not self.closed and time.monotonic() < give_up:
             self.pump(0.05)
         return holds()
+
+    def _may_send(self, stream: int) -> int:
+        return max(0, min(self._window, self._windows[stream]))
 
     def _data(self, stream: int, sent: bytes, flags: int) -> None:
         self._window -= len(sent)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from eventstore import database
 from eventstore.event import Position, Version
 from eventstore.log import EventLog
 from server.gen.imageledger.v1 import history_service_pb2 as pb
-from tests.conformance.api import Api, Code, as_of, refused
+from tests.conformance.api import Api, Code, as_of, position_of, refused
 from tests.conformance.history import at, events, stream
 from tests.harness import Server, serving
 
@@ -123,6 +125,27 @@ def test_an_event_of_newer_software_is_shown_and_what_was_applied_is_answered(tm
         assert dict(call.trailing_metadata())["x-log-position"] == str(head - 1)
         assert api.get(image.id) == api.get(image.id, as_of(head - 1)) == image
         assert refused(lambda: api.get(image.id, as_of(head))).code == Code.OUT_OF_RANGE
+
+
+def test_a_history_that_lacks_an_event_is_never_given(tmp_path: Path) -> None:
+    with serving(tmp_path / "data") as alone, Api(alone.address) as api:
+        image = api.image("f", disk_id=api.disk("f"))
+        position = position_of(api.updated(image.id, ["name"], name="web")[1])
+    hide(tmp_path / "data" / "log.db", position)
+    with serving(tmp_path / "data") as alone, Api(alone.address) as api:
+        request = pb.ImageHistoryRequest(image_id=image.id)
+        refusal = refused(lambda: stream(api, "ImageHistory", request))
+        assert (refusal.code, refusal.reason) == (Code.DATA_LOSS, "ROW_DAMAGED")
+        before = stream(api, "ImageHistory", request, as_of(position - 1))[0]
+        assert [event.type for event in before[0].events] == ["ImageCreationStarted", "ImageCreated"]
+        assert api.get(image.id).name == "web"
+
+
+def hide(path: Path, position: int) -> None:
+    """Let the index of resources lead past an event."""
+    with closing(database.connect(path, access="write", synchronous="FULL")) as connection:
+        connection.execute("DROP TRIGGER event_update")
+        connection.execute("UPDATE event SET resource_id = 'another' WHERE position = ?", (position,))
 
 
 def append_unknown(path: Path) -> Position:

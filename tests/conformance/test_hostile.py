@@ -33,6 +33,7 @@ from server.gen.yandex.cloud.compute.v1 import image_pb2
 from server.gen.yandex.cloud.compute.v1 import image_service_pb2 as pb
 from server.handlers import STAYING_MAX
 from server.health import REFLECTIONS_MAX
+from server.services.blobs import DOWNLOADS_MAX
 from tests.conformance import bounded, wire
 from tests.conformance.api import HEALTH, MIB, Api, Code, code_of, refused
 from tests.conformance.hostile import (
@@ -75,7 +76,8 @@ def serving(folder: Path, *options: str, **given: Any) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that waits for a second only, for tests that measure no memory."""
-    with serving(tmp_path_factory.mktemp("hasty"), handshake_s=1, arrival_s=1, upload_window_s=1) as server:
+    given = {"handshake_s": 1, "arrival_s": 1, "upload_window_s": 1, "make_way_s": 600}
+    with serving(tmp_path_factory.mktemp("hasty"), **given) as server:
         yield server
 
 
@@ -317,6 +319,18 @@ def test_requests_that_are_never_whole_make_way(tmp_path: Path) -> None:
     assert seen.grown_mib < 16 + SLACK_MIB
 
 
+def test_what_nobody_asked_for_is_not_taken_in(tmp_path: Path) -> None:
+    """A watch has one request. What comes after it waits with its sender: else it would be 400 MiB."""
+    asked = framed(health_pb2.HealthCheckRequest().SerializeToString())
+    with serving(tmp_path) as server, watched(server) as seen, contextlib.ExitStack() as stack:
+        for _ in range(100):
+            connection = stack.enter_context(Connection(server.address))
+            assert not connection.push(connection.begin(WATCH), asked + bytes(4 * MIB), wait_s=0)
+        seen.others_are_served()
+    assert seen.refused == []
+    assert seen.grown_mib < SLACK_MIB
+
+
 def test_a_request_has_its_time_to_come(hasty: Server) -> None:
     with Connection(hasty.address) as connection:
         begun = [connection.begin(path) for path in (GET, LIST, f"/{BLOBS}/Read", WATCH) for _ in range(20)]
@@ -376,7 +390,7 @@ def a_long_list(api: Api, folder: str) -> bytes:
 
 def test_lists_that_nobody_reads(tmp_path: Path) -> None:
     """400 of more than a MiB: their callers make way for others, who read theirs."""
-    given = {"untaken_bytes_max": 16 * MIB, "making_way_bytes_per_s_min": 64 * MIB}
+    given = {"untaken_bytes_max": 32 * MIB, "making_way_bytes_per_s_min": 64 * MIB}
     with serving(tmp_path, **given) as server, Api(server.address) as api:
         asked = a_long_list(api, "long")
         with watched(server) as seen, contextlib.ExitStack() as stack:
@@ -389,17 +403,15 @@ def test_lists_that_nobody_reads(tmp_path: Path) -> None:
 
             assert one_is_closed(opened)
             assert eventually_ok(lambda: api.list("long", page_size=1000))
-            told = [head for connection in opened for head in connection.heads.values()]
-            assert any(
-                b"The limit on bytes of answers that are not taken has exceeded" in head for head in told
-            )
+            told = b"".join(head for connection in opened for head in connection.heads.values())
+            assert b"The limit on bytes that answers hold until they are taken has exceeded" in told
         assert seen.refused == []
-    assert seen.grown_mib < 2 * 16 + SLACK_MIB
+    assert seen.grown_mib < 32 + SLACK_MIB
 
 
 def test_downloads_that_nobody_reads(tmp_path: Path) -> None:
     """300, each with 256 KiB under way, and most of the places that calls have."""
-    given = {"untaken_bytes_max": 16 * MIB, "making_way_bytes_per_s_min": 64 * MIB, "in_flight_max": 250}
+    given = {"untaken_bytes_max": 48 * MIB, "making_way_bytes_per_s_min": 64 * MIB, "in_flight_max": 250}
     with serving(tmp_path, **given) as server, Api(server.address) as api:
         image = api.image("f", disk_id=api.source(bytes(MIB - 512)).id)
         asked = blob_service_pb2.ReadBlobRequest(image_id=image.id).SerializeToString()
@@ -412,8 +424,24 @@ def test_downloads_that_nobody_reads(tmp_path: Path) -> None:
             assert one_is_closed(opened)
             assert eventually_ok(lambda: api.get(image.id))
         assert len(api.read(image.id)[1]) == MIB - 512
-    # As read from the blob, as a message, and as gRPC's copy.
-    assert seen.grown_mib < 3 * 16 + SLACK_MIB
+    assert seen.grown_mib < 48 + SLACK_MIB
+
+
+def test_downloads_have_a_limit_of_their_own(hasty: Server) -> None:
+    """So that there are files and places left for what others ask."""
+    with Api(hasty.address) as api, contextlib.ExitStack() as stack:
+        image = api.image("f", disk_id=api.source(bytes(MIB - 512)).id)
+        asked = blob_service_pb2.ReadBlobRequest(image_id=image.id).SerializeToString()
+        for _ in range(DOWNLOADS_MAX // 64):
+            connection = stack.enter_context(Connection(hasty.address))
+            held = [connection.call(f"/{BLOBS}/Read", asked) for _ in range(64)]
+            assert connection.wait_answered(*held)
+
+        refusal = refused(lambda: api.read(image.id))
+        assert refusal.message == f"The limit on downloads at once has exceeded: {DOWNLOADS_MAX}"
+        assert api.get(image.id) == image
+        stack.close()
+        assert eventually_ok(lambda: api.read(image.id))
 
 
 def one_is_closed(opened: list[Connection]) -> bool:

@@ -173,7 +173,7 @@ def test_a_batch_that_fails_before_its_commit_left_nothing(service: Service) -> 
                 break
         else:
             raise AssertionError("no batch failed before its commit")
-        assert {refusal.reason for refusal in refusals} == {"DISK_FULL"}
+        assert "DISK_FULL" in {refusal.reason for refusal in refusals}
         service.check_files()
         service.again([attempt for attempt in attempts if attempt.refusal is not None][:3])
     service.check_files()

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from eventstore import lineage as module
 from eventstore.errors import LogCorrupt, SchemaTooNew
 from eventstore.event import Event, Position
 from eventstore.keys import format_vkey, generate_key
-from eventstore.lineage import LogKey, Restored, lineage
+from eventstore.lineage import Lineage, LogKey, Restored, lineage
 from eventstore.log import EventLog
 from tests.unit.eventstore.conftest import LOG_ID, build_event
 
@@ -36,12 +35,11 @@ def write(log: EventLog, *events: Event) -> None:
 
 def test_a_log_without_a_key_says_nothing(log: EventLog) -> None:
     write(log, said(2, 2, "ServerStarted", software="x"), build_event(3, version=1))
-    assert lineage(log) == module.Lineage((), ())
+    assert lineage(log) == Lineage((), ())
     assert lineage(log).verifiers == ()
 
 
-def test_each_key_signs_until_the_next_one(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PAGE_EVENTS", 2)
+def test_each_key_signs_until_the_next_one(log: EventLog) -> None:
     write(
         log,
         added(2, 2, ONE),
@@ -91,6 +89,33 @@ def test_what_no_server_has_written_is_damage(log: EventLog, event: Event, reaso
     with pytest.raises(LogCorrupt, match=reason) as refused:
         lineage(log)
     assert refused.value.position == 2
+
+
+def damage(log: EventLog, statement: str) -> None:
+    connection = log._open_connection()
+    connection.execute("DROP TRIGGER event_update")
+    connection.execute(statement)
+
+
+def test_damage_in_another_event_is_not_looked_at(log: EventLog) -> None:
+    write(log, added(2, 2, ONE), said(3, 3, "ServerStarted", software="x"))
+    damage(log, "UPDATE event SET body = zeroblob(9) WHERE position = 3")
+    assert lineage(log).verifiers == (ONE,)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE event SET body = zeroblob(9) WHERE position = 2",
+        "UPDATE event SET type = 'LogRestored' WHERE position = 3",
+        "UPDATE event SET stream = 'log', version = 9, type = 'LogRestored' WHERE position = 4",
+    ],
+)
+def test_damage_in_what_is_looked_at_is_told(log: EventLog, statement: str) -> None:
+    write(log, added(2, 2, ONE), said(3, 3, "ServerStarted", software="x"), build_event(4, version=1))
+    damage(log, statement)
+    with pytest.raises(LogCorrupt):
+        lineage(log)
 
 
 @pytest.mark.parametrize("type_", ["CheckpointKeyAdded", "LogRestored"])

@@ -138,7 +138,7 @@ def test_what_is_kept_has_a_bound(stand: Stand) -> None:
     stand.say([event for image_id in ids for event in image(image_id)])
     kept = Chapters(bytes_max=5 * (chapters.CHAPTER_BYTES + 2000))
     with LogReader.open(stand.log.path) as log:
-        for image_id in (one for image_id in ids for one in (image_id, image_id)):
+        for image_id in (one for one in ids for _ in range(2)):
             list(pages(kept, log, image_id, 41))
             assert kept._bytes == sum(chapter.size_bytes for chapter in kept._kept.values())
             assert kept._bytes <= 5 * (chapters.CHAPTER_BYTES + 2000)

@@ -152,8 +152,8 @@ def test_a_projection_of_another_log_is_told(place: Place, heard: Heard, tmp_pat
         pace=Pace(10**12, wait=lambda seconds: None),
         listener=heard,
     ).run()
-    assert ("PROJECTION", "PROJECTION", 6) in heard.said()
-    assert any("it is of log" in found.message for _, found in heard.findings)
+    assert [one for one in heard.said() if one[0] != "BLOBS"] == [("PROJECTION", "PROJECTION", None)]
+    assert "it is of log" in heard.findings[0][1].message
 
 
 @pytest.mark.parametrize(
