@@ -22,9 +22,7 @@ IMAGE_EVENTS = frozenset(
     }
 )
 SOURCE_EVENTS = frozenset({"SourceRegistered", "SourceRemoved"})
-LOG_EVENTS = frozenset(
-    {"LogCreated", "ServerStarted", "ClockAccepted", "CheckpointKeyAdded", "LogRestored"}
-)
+LOG_EVENTS = frozenset({"LogCreated", "ServerStarted", "ClockAccepted", "CheckpointKeyAdded", "LogRestored"})
 
 
 class EventUnknown(Exception):

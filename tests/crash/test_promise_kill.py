@@ -79,6 +79,20 @@ def test_a_first_start_that_is_killed_is_finished_by_the_next(tmp_path: Path, po
     assert found == {"checkpoint.key", "checkpoint.vkey"}
 
 
+@pytest.mark.parametrize("point", ["before append", "after append"])
+def test_a_log_without_its_key_says_so_once_though_it_is_killed_over_it(tmp_path: Path, point: str) -> None:
+    data = tmp_path / "data"
+    Server(data).start().stop()
+    (data / "checkpoint.key").unlink()
+    killed_on_its_way(data, point=point)
+    Server(data).start().stop()
+    key = load_key_file(data / "checkpoint.key").verifier
+    with LogReader.open(data / "log.db") as log:
+        said = [event.type for event in log.events_of_stream("log")]
+        assert lineage(log).keys[-1].verifier == key
+    assert (said.count("LogRestored"), said.count("CheckpointKeyAdded")) == (1, 2)
+
+
 def test_what_was_published_stays_wherever_a_server_is_killed(tmp_path: Path) -> None:
     """One log and one folder for all of it: each start comes upon what the one before has left."""
     data, outside = tmp_path / "data", tmp_path / "outside"
