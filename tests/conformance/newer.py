@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 
 import projections.schema
 
-# Before anybody has taken the number from there.
-projections.schema.PROJECTOR_VERSION += 1
+if __name__ == "__main__":
+    # Before anybody has taken the number from there.
+    projections.schema.PROJECTOR_VERSION += 1
 
 
 def refuse(*_: Any, **__: Any) -> NoReturn:

@@ -35,12 +35,24 @@ def log(tmp_path: Path) -> Iterator[LogReader]:
         yield opened
 
 
-def children() -> list[int]:
-    return [
-        int(pid)
-        for task in Path("/proc/self/task").iterdir()
-        for pid in (task / "children").read_text().split()
-    ]
+@pytest.fixture(autouse=True)
+def others() -> None:
+    """Children that are not ours: servers of other tests."""
+    OTHERS.clear()
+    OTHERS.update(processes())
+
+
+OTHERS: set[int] = set()
+
+
+def processes() -> set[int]:
+    """Of this process: its children."""
+    texts = [(task / "children").read_text() for task in Path("/proc/self/task").iterdir()]
+    return {int(pid) for text in texts for pid in text.split()}
+
+
+def children() -> set[int]:
+    return processes() - OTHERS
 
 
 def test_it_makes_the_same_file(log: LogReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
