@@ -1,7 +1,7 @@
 """`python -m tests.bench.latency [NAME…]`: the p99 of Get at 30 % load while something else goes on.
 
 The load is open-loop: 30 % of what h2load gets out of this server in the same run. Alone and disturbed take
-turns; a ratio is one of neighbours. The limits of the issue: updates 1.5, rebuild 2, scan 2.
+turns; a ratio is one of neighbours.
 """
 
 from __future__ import annotations
