@@ -37,6 +37,6 @@ class Bounds:
     # Calls of one connection that end unanswered; each half second forgets half of them. Giving up all of its
     # hundred streams at once is anybody's right.
     faults_max: int = 300
-    # The rate of an upload, over the time that we wait for it. No longer than a large message takes at it.
+    # The rate of an upload, over the time that we wait for it: at it, the largest message takes one window.
     upload_window_s: float = 60
     upload_window_bytes_min: int = MIB

@@ -57,7 +57,7 @@ class BlobService:
         finally:
             self._downloads -= 1
 
-    async def _read(self, call: Call, request: pb.ReadBlobRequest) -> AsyncGenerator[bytes]:
+    async def _read(self, call: Call, request: pb.ReadBlobRequest) -> AsyncGenerator[bytes, None]:
         image = await self._image(call, request.image_id)
         if request.offset > image["storage_size"]:
             raise CallRefused(
